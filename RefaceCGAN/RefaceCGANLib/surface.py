@@ -1,12 +1,14 @@
-"""The skin: a scan becomes a closed surface in RAS+ mm, and the surface a readable picture of the face or a mesh.
+"""The skin: a scan becomes a closed surface in RAS+ mm, and the surface a picture of the face or a mesh file.
 
-Molchanova et al. 2023 drew their faces after winsorising, equalising, smoothing and one threshold per scan chosen
-by hand (80 to 120 of 255). Here the threshold comes from the scan itself, see `skin_threshold`.
+Molchanova et al. 2023 drew their faces after winsorising, equalising, smoothing and one threshold per scan
+chosen by hand (80 to 120 of 255). Here the threshold comes from the scan itself: see `skin_threshold`.
 """
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +21,12 @@ from .errors import InputError
 from .volume import atomic_path
 
 FINEST_MM = 1.0  # finer voxels are resampled to this: a face needs no more, and time grows with the cube
-DENOISE = 1.0, 0.6  # the Gaussian that takes the speckle out of the air: mm, or voxels where that is more
-SKIN_FRACTIONS = 0.1, 0.13, 0.16, 0.2, 0.25  # of the way from air to tissue: where the skin may begin
+DENOISE = 0.85, 0.6  # the Gaussian that takes the speckle out of the air: mm, or voxels where that is more
+SKIN_FRACTIONS = 0.08, 0.1, 0.13, 0.16, 0.2, 0.25  # of the way from air to tissue: where the skin may begin
 SMOOTHING = 15, 0.05  # windowed sinc filter: iterations, pass band
 
-# Azimuth and elevation of the camera about the head in degrees: (0, 0) looks into the face, a positive azimuth
-# shows the patient's left. In "left profile" the nose points to the left of the picture.
+# Azimuth and elevation of the camera about the head in degrees: (0, 0) looks into the face, a positive
+# azimuth shows the patient's left. In "left profile" the nose points to the left of the picture.
 VIEWS: dict[str, tuple[float, float]] = {
     "frontal": (0, 0),
     "three-quarter": (35, 0),
@@ -40,13 +42,18 @@ SKIN, BACKGROUND = (0.93, 0.74, 0.63), (0.16, 0.17, 0.19)
 # Position about the camera (right, up, toward it) and strength: key light, fill light, head light.
 LIGHTS = ((-0.8, 1.0, 1.0, 0.75), (1.0, 0.2, 0.8, 0.25), (0.0, 0.0, 1.0, 0.25))
 VIEW_ANGLE = 14.0  # degrees: a portrait lens, the camera about one metre away
+NO_OPENGL = (
+    "Nothing can be drawn here as OpenGL is missing; on Debian or Ubuntu install "
+    "libegl1, libgl1, libegl-mesa0 and libgl1-mesa-dri, or libosmesa6."
+)
+MESHES = ".gii", ".stl", ".ply"
 LABEL_PIXELS = 28  # height of the band that carries a label in `compare_image`
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A mesh: `points` (N, 3) float32 in RAS+ mm, `triangles` (M, 3) int32 (counter-clockwise from outside) and
-    `normals` (N, 3) float32, of unit length, pointing outward."""
+    """A mesh: `points` (N, 3) float32 in RAS+ mm, `triangles` (M, 3) int32, counter-clockwise from outside,
+    and `normals` (N, 3) float32, of unit length, pointing outward."""
 
     points: np.ndarray
     triangles: np.ndarray
@@ -55,7 +62,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a picture shows: the point in its middle (RAS+ mm) and how many mm its shorter side spans there."""
+    """What a picture shows: the point in its middle (RAS+ mm) and the mm its shorter side spans there."""
 
     centre: tuple[float, float, float]
     extent: float
@@ -64,21 +71,21 @@ class Frame:
 def skin_threshold(array: np.ndarray, spacing: Sequence[float]) -> float:
     """The intensity at which the skin begins, in the array's units, from the scan alone.
 
-    `array` (I, J, K) real values, `spacing` the voxel size in mm. Otsu's method on the square root of the denoised,
-    winsorised values tells air from tissue (the root keeps bright fat and bias fields from pulling the split up).
-    Of the levels `SKIN_FRACTIONS` between the median of the air and that of the tissue, the one is taken whose
-    outer surface is smallest: a lower one grows noise and ghosts, a higher one tears holes. Padding does not count
-    as air. Raises InputError where the array is not 3D or shows nothing.
+    `array` (I, J, K) real values, `spacing` the voxel size in mm. Otsu's method on the square root of the
+    denoised, winsorised values tells air from tissue (the root keeps bright fat and bias fields from pulling
+    the split up). Of the levels `SKIN_FRACTIONS` between the median of the air and that of the tissue, it is
+    the one with the smallest outer surface: a lower one grows noise and ghosts, a higher one tears holes.
+    Padding does not count as air. Raises InputError where the array is not 3D or shows nothing.
     """
     return _threshold(*_prepared(array, spacing))
 
 
 def _prepared(array: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """The array, denoised and no finer than `FINEST_MM`, and its voxel size; voxel (0, 0, 0) stays in its place."""
+    """The array, denoised and no finer than `FINEST_MM`, and its voxel size; voxel (0, 0, 0) stays put."""
     from scipy.sparse import csr_matrix
 
     if array.ndim != 3 or min(array.shape) < 2:
-        raise InputError(f"A surface needs a 3D scan, and this one has the shape {array.shape}: choose another.")
+        raise InputError(f"A surface needs a 3D scan, and this one has the shape {array.shape}.")
     size = np.asarray(spacing, dtype=float)
     step = np.maximum(size, FINEST_MM)
     volume = np.asarray(array, dtype=np.float32)
@@ -97,10 +104,10 @@ def _prepared(array: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, 
 
 
 def _threshold(volume: np.ndarray, step: np.ndarray) -> float:
-    """`skin_threshold` of a `_prepared` volume, found on every voxel of about 2 mm."""
+    """`skin_threshold` of a `_prepared` volume, found on every second or third voxel."""
     from skimage.filters import threshold_otsu
 
-    stride = np.maximum(1, np.round(2 / step).astype(int))
+    stride = np.maximum(1, np.round(3 / step).astype(int))
     volume = volume[:: stride[0], :: stride[1], :: stride[2]]
     lowest, highest = np.percentile(volume, (0.5, 99.5))
     if not highest > lowest:
@@ -113,9 +120,10 @@ def _threshold(volume: np.ndarray, step: np.ndarray) -> float:
     areas = []
     for candidate in levels:
         head = np.pad(_largest(values >= candidate), 1)
-        outside = _outside(head, step * stride).view(np.int8)
+        outside = _outside(head, step * stride, 2).view(np.int8)
         areas.append(sum(np.count_nonzero(np.diff(outside, axis=axis)) for axis in range(3)))
-    return float(lowest + levels[int(np.argmin(areas))] * (highest - lowest))
+    best = max(level for level, area in zip(levels, areas, strict=True) if area <= 1.005 * min(areas))
+    return float(lowest + best * (highest - lowest))
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
@@ -128,11 +136,12 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     return labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
 
 
-def _outside(head: np.ndarray, step: np.ndarray, reach: int = 1) -> np.ndarray:
+def _outside(head: np.ndarray, step: np.ndarray, reach: int) -> np.ndarray:
     """The air in front of the skin, with a little of the air in its openings; a mask of the head's shape.
 
-    Left out are skull, sinuses and throat, which nobody sees: what a cube of about 12 mm cannot reach from outside
-    the head, but for the next 8 mm. Found on blocks of about 4 mm, which is fast.
+    Left out are skull, sinuses and throat, which nobody sees: where a cube of 12 mm cannot get from outside,
+    but for what lies within `reach` of where it can. Found on blocks of about 4 mm, which is fast; `reach`
+    counts blocks, and 2 is the least that leaves out no air before the skin.
     """
     from scipy.ndimage import label, maximum_filter
 
@@ -141,7 +150,7 @@ def _outside(head: np.ndarray, step: np.ndarray, reach: int = 1) -> np.ndarray:
     shape = [part for n, b in zip(padded.shape, block, strict=True) for part in (n // b, b)]
     tissue = padded.reshape(shape).any(axis=(1, 3, 5))
     labels, _ = label(~maximum_filter(tissue, 3))
-    near = maximum_filter(labels == labels[0, 0, 0], 5 + 2 * reach)
+    near = maximum_filter(labels == labels[0, 0, 0], 2 * reach + 1)
     for axis, b in enumerate(block):
         near = near.repeat(b, axis=axis)
     labels, _ = label(near & ~padded)
@@ -152,10 +161,10 @@ def _outside(head: np.ndarray, step: np.ndarray, reach: int = 1) -> np.ndarray:
 def skin_surface(array: np.ndarray, affine: np.ndarray, threshold: float | None = None) -> Surface:
     """The skin of a head as a closed surface.
 
-    `array` (I, J, K) real values in native order, `affine` (4, 4) voxel to RAS+ mm (axes permuted or oblique as
-    they come), `threshold` in the array's units (default: `skin_threshold`; to compare two scans of one head, give
-    both the same). What hangs loose is dropped, cavities are filled, and beyond the field of view lies air.
-    Raises InputError where the array is not 3D or nothing in it is brighter than the threshold.
+    `array` (I, J, K) real values in native order, `affine` (4, 4) voxel to RAS+ mm (axes permuted or oblique
+    as they come), `threshold` in the array's units (default: `skin_threshold`; to compare two scans of one
+    head, give both the same). What hangs loose is dropped, cavities are filled, and beyond the field of view
+    lies air. Raises InputError where the array is not 3D or nothing in it is brighter than the threshold.
     """
     from scipy import ndimage
 
@@ -169,10 +178,10 @@ def skin_surface(array: np.ndarray, affine: np.ndarray, threshold: float | None 
     box = tuple(slice(max(0, s.start - 2), s.stop + 2) for s in ndimage.find_objects(head.view(np.uint8))[0])
     air = min(float(np.percentile(volume[::4, ::4, ::4], 0.5)), level - 1e-6 * max(1.0, abs(level)))
     volume, head = volume[box], head[box]
-    # The root makes the step from air to bright fat even, so that the surface between the voxels has no terraces.
+    # The root evens the step from air to bright fat, which else leaves terraces in the surface.
     volume = np.sqrt(np.clip((volume - air) / (level - air), 0, 4))
     volume[(volume >= 1) & ~head] = 0
-    volume[~(head | _outside(head, step))] = 2
+    volume[~(head | _outside(head, step, 4))] = 2
     grid = affine @ np.diag([*(step / spacing), 1])
     grid[:3, 3] += grid[:3, :3] @ [s.start - 1 for s in box]
     return _contour(np.pad(volume, 1), grid)
@@ -208,7 +217,7 @@ def _contour(volume: np.ndarray, affine: np.ndarray) -> Surface:
     corners = points[triangles]
     faces = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).repeat(3, axis=0)
     normals = np.stack([np.bincount(triangles.ravel(), axis, len(points)) for axis in faces.T], axis=1)
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     return Surface(points, triangles.astype(np.int32), normals.astype(np.float32))
 
 
@@ -265,13 +274,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _angles(view: str) -> tuple[float, float]:
-    def plain(name: str) -> str:
-        return " ".join(name.lower().replace("-", " ").replace("_", " ").split())
-
-    for name, angles in VIEWS.items():
-        if plain(name) == plain(view):
-            return angles
-    raise InputError(f"There is no view {view!r}; choose from {', '.join(VIEWS)}.")
+    known = {name.replace(" ", "-"): angles for name, angles in VIEWS.items()}
+    key = "-".join(view.lower().replace("_", " ").split())
+    if key not in known:
+        raise InputError(f"There is no view {view!r}; choose from {', '.join(VIEWS)}.")
+    return known[key]
 
 
 def render(
@@ -287,19 +294,12 @@ def render(
     memory: no display, no graphics card. Raises InputError for an unknown view, and where OpenGL is missing.
     """
     import vtkmodules.vtkRenderingOpenGL2  # noqa: F401  (registers the renderer)
+    from vtkmodules import vtkRenderingCore as vtk
     from vtkmodules.util.numpy_support import vtk_to_numpy
-    from vtkmodules.vtkRenderingCore import (
-        vtkActor,
-        vtkLight,
-        vtkPolyDataMapper,
-        vtkRenderer,
-        vtkRenderWindow,
-        vtkWindowToImageFilter,
-    )
 
     angles = [_angles(view) for view in views]
     frame = frame or frame_of(surface)
-    mapper, actor, renderer = vtkPolyDataMapper(), vtkActor(), vtkRenderer()
+    mapper, actor, renderer = vtk.vtkPolyDataMapper(), vtk.vtkActor(), vtk.vtkRenderer()
     mapper.SetInputData(polydata(surface))
     actor.SetMapper(mapper)
     skin = actor.GetProperty()
@@ -311,9 +311,10 @@ def render(
     skin.SetSpecularPower(20)
     renderer.AddActor(actor)
     renderer.SetBackground(*BACKGROUND)
+    renderer.UseFXAAOn()  # as smooth as multisampling and, without a graphics card, three times as fast
     renderer.AutomaticLightCreationOff()
     for *position, strength in LIGHTS:
-        light = vtkLight()
+        light = vtk.vtkLight()
         light.SetLightTypeToCameraLight()
         light.SetPosition(*position)
         light.SetFocalPoint(0, 0, 0)
@@ -326,10 +327,13 @@ def render(
     distance = frame.extent / 2 / math.tan(math.radians(VIEW_ANGLE / 2))
     pictures = []
     with _quiet():
-        window = vtkRenderWindow()
+        window = vtk.vtkRenderWindow()
         window.SetOffScreenRendering(1)
-        window.SetMultiSamples(4)
+        window.SetMultiSamples(0)
         window.SetSize(*size)
+        window.Initialize()
+        if not window.GetInitialized():  # to render all the same would crash
+            raise InputError(NO_OPENGL)
         window.AddRenderer(renderer)
         for azimuth, elevation in np.radians(angles):
             x, y = -math.sin(azimuth) * math.cos(elevation), math.cos(azimuth) * math.cos(elevation)
@@ -338,7 +342,7 @@ def render(
             camera.SetViewUp(0, 0, 1)
             renderer.ResetCameraClippingRange()
             window.Render()
-            grab = vtkWindowToImageFilter()
+            grab = vtk.vtkWindowToImageFilter()
             grab.SetInput(window)
             grab.ReadFrontBufferOff()
             grab.ShouldRerenderOff()
@@ -347,3 +351,97 @@ def render(
             pictures.append(pixels.reshape(size[1], size[0], 3)[::-1].copy())
         window.Finalize()
     return pictures
+
+
+def compare_image(
+    surface_original: Surface,
+    surface_refaced: Surface,
+    views: Sequence[str] = ("frontal", "three-quarter"),
+    size: tuple[int, int] = (512, 512),
+    labels: Sequence[str] = ("original", "refaced"),
+) -> np.ndarray:
+    """One picture, uint8: original left, refaced right, a row per view, both in the original's frame.
+
+    Its shape is (len(views) * (`LABEL_PIXELS` + H), 2 * W, 3) with `size` (W, H) of each view; a label stands
+    over each. Raises what `render` raises.
+    """
+    frame = frame_of(surface_original)
+    columns = []
+    for surface, label in zip((surface_original, surface_refaced), labels, strict=True):
+        band = _label(label, size[0])
+        pictures = render(surface, views, size, frame)
+        columns.append(np.concatenate([part for picture in pictures for part in (band, picture)]))
+    return np.concatenate(columns, axis=1)
+
+
+def _label(text: str, width: int) -> np.ndarray:
+    """A band (`LABEL_PIXELS`, width, 3) uint8 with the text in its middle."""
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+    from vtkmodules.vtkCommonDataModel import vtkImageData
+    from vtkmodules.vtkRenderingCore import vtkTextProperty
+    from vtkmodules.vtkRenderingFreeType import vtkFreeTypeTools
+
+    style, image, used = vtkTextProperty(), vtkImageData(), [0, 0]
+    style.SetFontSize(LABEL_PIXELS * 2 // 3)
+    vtkFreeTypeTools.GetInstance().RenderString(style, text, 72, image, used)
+    columns, rows, _ = image.GetDimensions()
+    ink = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(rows, columns, 4)
+    ink = ink[: used[1], : used[0], 3][::-1][:LABEL_PIXELS, :width]
+    row, column = (LABEL_PIXELS - ink.shape[0]) // 2, (width - ink.shape[1]) // 2
+    band = np.zeros((LABEL_PIXELS, width, 1))
+    band[row : row + ink.shape[0], column : column + ink.shape[1], 0] = ink / 255
+    return np.round(255 * (band + (1 - band) * np.array(BACKGROUND))).astype(np.uint8)
+
+
+def write_mesh(surface: Surface, path: str | os.PathLike[str]) -> None:
+    """Write the surface to a .gii (GIfTI, scanner coordinates), .stl or .ply file, in RAS+ mm.
+
+    STL and PLY carry the note SPACE=RAS, without which 3D Slicer takes them for LPS. Raises InputError for
+    another suffix and where the file cannot be written.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in MESHES:
+        raise InputError(f"{path} is no mesh file; end its name in {', '.join(MESHES)}.")
+    with atomic_path(path) as temporary:
+        if suffix == ".gii":
+            import nibabel
+
+            array, codes = nibabel.gifti.GiftiDataArray, ("NIFTI_INTENT_POINTSET", "NIFTI_INTENT_TRIANGLE")
+            space = nibabel.gifti.GiftiCoordSystem("NIFTI_XFORM_SCANNER_ANAT", "NIFTI_XFORM_SCANNER_ANAT")
+            points = array(surface.points, codes[0], "NIFTI_TYPE_FLOAT32", coordsys=space)
+            triangles = array(surface.triangles, codes[1], "NIFTI_TYPE_INT32")
+            nibabel.save(nibabel.gifti.GiftiImage(darrays=[points, triangles]), temporary)
+            return
+        from vtkmodules.vtkIOGeometry import vtkSTLWriter
+        from vtkmodules.vtkIOPLY import vtkPLYWriter
+
+        writer: Any = vtkSTLWriter() if suffix == ".stl" else vtkPLYWriter()
+        if suffix == ".stl":
+            writer.SetHeader("RefaceCGAN SPACE=RAS")
+        else:
+            writer.AddComment("SPACE=RAS")
+        writer.SetInputData(polydata(surface))
+        writer.SetFileTypeToBinary()
+        writer.SetFileName(str(temporary))
+        temporary.touch()  # says why, where VTK only says that
+        with _quiet():
+            writer.Write()
+        if writer.GetErrorCode():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def write_png(image: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Write a picture (H, W, 3) uint8 to a PNG file. Raises InputError where that is not possible."""
+    from vtkmodules.util.numpy_support import numpy_to_vtk
+    from vtkmodules.vtkCommonDataModel import vtkImageData
+    from vtkmodules.vtkIOImage import vtkPNGWriter
+
+    data, writer = vtkImageData(), vtkPNGWriter()
+    data.SetDimensions(image.shape[1], image.shape[0], 1)
+    data.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(image[::-1]).reshape(-1, 3), deep=True))
+    writer.SetInputData(data)
+    writer.WriteToMemoryOn()
+    writer.Write()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(memoryview(writer.GetResult()))

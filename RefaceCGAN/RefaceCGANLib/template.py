@@ -1,0 +1,106 @@
+"""The template: the average head, its face region, and the shapes real faces take around it.
+
+Template space is RAS+ in mm with the orientation and origin of MNI152 and the size of the average training
+head. Arrays lie on the template grid: 2 mm, axes Anterior, Superior, Left. A face shape is a short code of
+independent standard normal numbers, one for each mode of the shape model (a principal component analysis of
+the displacements that carry the average head onto each training head and its mirror image). Drawn at random,
+it is the shape of nobody; this is where the variety of the faces comes from, and not from the scan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODE_SPACING = 4
+"""The modes lie on a grid this many times coarser than the template grid."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """All arrays (A, S, L) on the template grid unless said otherwise.
+
+    affine: (4, 4) template-grid index -> RAS+ mm.  mean: average head, -1 (air) to 1.  head: bool, inside the
+    average skin.  face_region: bool, the voxels to empty and generate in the average head.  window: bool, where
+    skin counts as face.  weight: 0..1, how far a random shape may move a voxel (0 at the border to kept tissue).
+    modes: (K, 3, a, s, l) and mode_mean: (3, a, s, l) displacements in RAS mm: the face of code c at y shows
+    the average head at y + weight * (mode_mean + sum c_k modes_k)(y).
+    """
+
+    affine: np.ndarray
+    mean: np.ndarray
+    head: np.ndarray
+    face_region: np.ndarray
+    window: np.ndarray
+    weight: np.ndarray
+    modes: np.ndarray
+    mode_mean: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> Template:
+        with np.load(path, allow_pickle=False) as data:
+            return cls(**{name: data[name] for name in cls.__dataclass_fields__})
+
+    def write(self, path: Path) -> None:
+        np.savez_compressed(path, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    @property
+    def modes_count(self) -> int:
+        return int(self.modes.shape[0])
+
+    def displacement(self, code: np.ndarray) -> Tensor:
+        """The displacement of a face of shape `code` (K,): tensor (3, A, S, L) in template-grid voxels
+        along the axes A, S, L, not yet multiplied by `weight`."""
+        import torch
+        from torch.nn import functional
+
+        field = self.mode_mean + np.tensordot(np.asarray(code, np.float32), self.modes.astype(np.float32), 1)
+        world_to_index = np.linalg.inv(self.affine[:3, :3]).astype(np.float32)
+        field = np.tensordot(world_to_index, field.astype(np.float32), 1)
+        return functional.interpolate(
+            torch.from_numpy(field)[None], size=self.mean.shape, mode="trilinear", align_corners=False
+        )[0]
+
+    def prior(self, code: np.ndarray) -> Tensor:
+        """The average head with a face of shape `code` (K,): tensor (A, S, L), -1 to 1."""
+        import torch
+
+        weight = torch.from_numpy(self.weight.astype(np.float32))
+        mean = torch.from_numpy(self.mean.astype(np.float32))
+        return warp(mean, self.displacement(code) * weight)
+
+    def sample(self, array: np.ndarray, coordinates: Tensor) -> Tensor:
+        """Trilinear values of an array (A, S, L) of the template grid at template points (..., 3) in RAS mm."""
+        import torch
+        from torch.nn import functional
+
+        inverse = torch.from_numpy(np.linalg.inv(self.affine).astype(np.float32))
+        index = coordinates @ inverse[:3, :3].T + inverse[:3, 3]
+        size = torch.tensor(array.shape, dtype=torch.float32)
+        grid = (2 * index / (size - 1) - 1).flip(-1)
+        source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
+        lead = grid.shape[:-1]
+        values = functional.grid_sample(
+            source, grid.reshape(1, -1, 1, 1, 3), align_corners=True, padding_mode="border"
+        )
+        return values.reshape(lead)
+
+
+def warp(image: Tensor, displacement: Tensor) -> Tensor:
+    """The image (A, S, L) read at each voxel plus its displacement (3, A, S, L) in voxels, trilinear."""
+    import torch
+    from torch.nn import functional
+
+    axes = [torch.arange(n, dtype=torch.float32) for n in image.shape]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij")) + displacement
+    size = torch.tensor(image.shape, dtype=torch.float32).reshape(3, 1, 1, 1)
+    grid = (2 * index / (size - 1) - 1).flip(0).permute(1, 2, 3, 0)[None]
+    return functional.grid_sample(
+        image[None, None], grid, align_corners=True, padding_mode="border"
+    )[0, 0]

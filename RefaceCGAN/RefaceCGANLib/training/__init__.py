@@ -1,0 +1,1 @@
+"""Training: the template and its shape model, the anatomy network, and the generator."""
