@@ -199,14 +199,18 @@ class AnatomyNetwork(nn.Module):
     """Where the brain is, and where every voxel lies in the template, from one scan of any contrast.
 
     A U-Net whose finest convolutions run on the folded grid (2x2x2 blocks as channels), which costs an eighth.
+    It sees and corrects a first guess of the coordinates: the distance from the scan's centre of intensity.
     Input (N, 1, A, S, L) on the anatomy grid, each axis a multiple of `multiple`; output: brain logits
-    (N, 1, A, S, L) and template coordinates (N, 3, A/2, S/2, L/2) in units of 100 mm, one for each block.
+    (N, 1, A, S, L) and template coordinates (N, 3, A/2, S/2, L/2), RAS in units of 100 mm, one for each block.
     """
 
-    def __init__(self, filters: tuple[int, ...] | list[int] = (32, 48, 64, 96)) -> None:
+    SPACING = 2.0
+    """mm; the anatomy grid."""
+
+    def __init__(self, filters: tuple[int, ...] | list[int] = (24, 40, 64, 96)) -> None:
         super().__init__()
         self.multiple = 2 ** len(filters)
-        self.enter = self._block(8, filters[0])
+        self.enter = self._block(8 + 3, filters[0])
         self.down = nn.ModuleList(
             nn.Sequential(
                 nn.Conv3d(a, b, 2, stride=2), _norm(b), nn.LeakyReLU(LEAK), self._block(b, b), self._block(b, b)
@@ -225,8 +229,22 @@ class AnatomyNetwork(nn.Module):
             nn.Conv3d(channels_in, channels_out, 3, padding=1), _norm(channels_out), nn.LeakyReLU(LEAK)
         )
 
+    def _first_guess(self, x: Tensor) -> Tensor:
+        """Distance from the centre of intensity in units of 100 mm, RAS: (N, 3, A/2, S/2, L/2)."""
+        mass = functional.avg_pool3d(x.float().clamp(0, 1), 2)[:, 0]
+        total = mass.sum((1, 2, 3)) + 1e-6
+        guess = []
+        for axis, sign in ((3, -1.0), (1, 1.0), (2, 1.0)):
+            position = torch.arange(mass.shape[axis], device=x.device, dtype=torch.float32)
+            position = position.reshape([-1 if i == axis else 1 for i in range(1, 4)])
+            centre = (mass * position).sum((1, 2, 3)) / total
+            distance = (position[None] - centre[:, None, None, None]) * (sign * 2 * self.SPACING / 100)
+            guess.append(distance.expand_as(mass))
+        return torch.stack(guess, dim=1)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.enter(_fold(x))
+        guess = self._first_guess(x)
+        y = self.enter(torch.cat([_fold(x), guess], dim=1))
         skips = [y]
         for down in self.down:
             y = down(y)
@@ -236,7 +254,7 @@ class AnatomyNetwork(nn.Module):
             y = functional.interpolate(narrow(y), scale_factor=2.0, mode="trilinear", align_corners=False)
             y = merge(torch.cat([y, skips.pop()], dim=1))
         y = self.leave(y).float()
-        return _unfold(y[:, :8]), y[:, 8:]
+        return _unfold(y[:, :8]), guess + y[:, 8:]
 
 
 NETWORKS = {"generator": Generator, "discriminator": Discriminator, "anatomy": AnatomyNetwork}

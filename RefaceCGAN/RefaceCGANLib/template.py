@@ -54,26 +54,43 @@ class Template:
     def modes_count(self) -> int:
         return int(self.modes.shape[0])
 
-    def displacement(self, code: np.ndarray) -> Tensor:
-        """The displacement of a face of shape `code` (K,): tensor (3, A, S, L) in template-grid voxels
-        along the axes A, S, L, not yet multiplied by `weight`."""
+    def crop(self, spans: tuple[slice, slice, slice]) -> Template:
+        """The part of the template grid a working grid covers; starts and stops are multiples of 4."""
+        first = np.array([span.start for span in spans])
+        affine = self.affine.copy()
+        affine[:3, 3] = (self.affine @ np.r_[first, 1.0])[:3]
+        coarse = tuple(slice(s.start // MODE_SPACING, s.stop // MODE_SPACING) for s in spans)
+        names = ("mean", "head", "face_region", "window", "weight")
+        return Template(
+            affine=affine,
+            modes=self.modes[(slice(None), slice(None), *coarse)],
+            mode_mean=self.mode_mean[(slice(None), *coarse)],
+            **{name: getattr(self, name)[spans] for name in names},
+        )
+
+    def displacement(self, code: np.ndarray, with_mean: bool = True) -> Tensor:
+        """The displacement of a face of shape `code` (K,): tensor (3, A, S, L) in voxels along A, S, L,
+        already multiplied by `weight`. Without the mean: how it differs from the average face."""
         import torch
         from torch.nn import functional
 
-        field = self.mode_mean + np.tensordot(np.asarray(code, np.float32), self.modes.astype(np.float32), 1)
-        world_to_index = np.linalg.inv(self.affine[:3, :3]).astype(np.float32)
-        field = np.tensordot(world_to_index, field.astype(np.float32), 1)
-        return functional.interpolate(
+        modes = self.modes.reshape(len(self.modes), -1).astype(np.float32)
+        field = (np.asarray(code, np.float32) @ modes).reshape(self.mode_mean.shape)
+        if with_mean:
+            field = field + self.mode_mean
+        to_voxels = np.linalg.inv(self.affine[:3, :3]).astype(np.float32)
+        field = np.tensordot(to_voxels, field.astype(np.float32), 1)
+        full = functional.interpolate(
             torch.from_numpy(field)[None], size=self.mean.shape, mode="trilinear", align_corners=False
         )[0]
+        return full * torch.from_numpy(self.weight.astype(np.float32))
 
     def prior(self, code: np.ndarray) -> Tensor:
         """The average head with a face of shape `code` (K,): tensor (A, S, L), -1 to 1."""
         import torch
 
-        weight = torch.from_numpy(self.weight.astype(np.float32))
         mean = torch.from_numpy(self.mean.astype(np.float32))
-        return warp(mean, self.displacement(code) * weight)
+        return warp(mean[None], self.displacement(code))[0]
 
     def sample(self, array: np.ndarray, coordinates: Tensor) -> Tensor:
         """Trilinear values of an array (A, S, L) of the template grid at template points (..., 3) in RAS mm."""
@@ -92,15 +109,13 @@ class Template:
         return values.reshape(lead)
 
 
-def warp(image: Tensor, displacement: Tensor) -> Tensor:
-    """The image (A, S, L) read at each voxel plus its displacement (3, A, S, L) in voxels, trilinear."""
+def warp(images: Tensor, displacement: Tensor) -> Tensor:
+    """Images (C, A, S, L) read at each voxel plus its displacement (3, A, S, L) in voxels, trilinear."""
     import torch
     from torch.nn import functional
 
-    axes = [torch.arange(n, dtype=torch.float32) for n in image.shape]
+    axes = [torch.arange(n, dtype=torch.float32) for n in images.shape[1:]]
     index = torch.stack(torch.meshgrid(*axes, indexing="ij")) + displacement
-    size = torch.tensor(image.shape, dtype=torch.float32).reshape(3, 1, 1, 1)
+    size = torch.tensor(images.shape[1:], dtype=torch.float32).reshape(3, 1, 1, 1)
     grid = (2 * index / (size - 1) - 1).flip(0).permute(1, 2, 3, 0)[None]
-    return functional.grid_sample(
-        image[None, None], grid, align_corners=True, padding_mode="border"
-    )[0, 0]
+    return functional.grid_sample(images[None], grid, align_corners=True, padding_mode="border")[0]

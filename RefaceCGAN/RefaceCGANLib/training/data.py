@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..template import Template, warp
-from .anatomy import grid_of, random_field, removed_face, rotation
+from .anatomy import random_field, removed_face, rotation
 
 
 @dataclass(frozen=True)
@@ -59,61 +59,48 @@ def condition_of(image: Tensor, region: Tensor, prior: Tensor) -> Tensor:
     return torch.cat([defaced, region, prior], dim=1)
 
 
-def example(
-    head: WorkingHead, template: Template, crop: tuple[slice, slice, slice], rng: np.random.Generator
-) -> Example:
-    """One augmented example. `template` covers the template grid, `crop` is the working grid's part of it.
+def example(head: WorkingHead, template: Template, rng: np.random.Generator) -> Example:
+    """One augmented example; `template` is cropped to the working grid.
 
     The identity of the target is random: its face is bent into the shape own + difference, which vanishes at
     the border to kept tissue, and the prior is the average head in that very shape. So the generator learns
     to paint the shape it is told, and cannot learn to guess a face from the skull around it.
     """
-    image = torch.from_numpy(head.image.astype(np.float32))
-    valid = torch.from_numpy(head.valid.astype(np.float32))
-    brain = torch.from_numpy(head.brain.astype(np.float32))
+    arrays = [head.image.astype(np.float32), head.valid.astype(np.float32), head.brain.astype(np.float32)]
+    scan = torch.from_numpy(np.stack(arrays))
     code = head.code
     if rng.random() < 0.5:
-        image, valid, brain, code = image.flip(2), valid.flip(2), brain.flip(2), head.code_mirrored
-    shape = tuple(image.shape)
+        scan, code = scan.flip(3), head.code_mirrored
+    shape = tuple(scan.shape[1:])
 
-    weight = torch.from_numpy(template.weight[crop].astype(np.float32))
     difference = rng.standard_normal(len(code)).astype(np.float32) * float(rng.choice([0.0, 0.5, 0.8]))
-    still = template.displacement(np.zeros_like(code))[(slice(None), *crop)]
-    bend = (template.displacement(difference)[(slice(None), *crop)] - still) * weight
-    image, valid, brain = warp(image, bend), warp(valid, bend), warp(brain, bend)
-    prior = template.prior(code + difference)[crop]
-
-    centre = (np.array(shape) - 1) / 2
+    prior = template.prior(code + difference)
     turn = rotation(rng.normal(0, np.radians(2.0), 3)) @ np.diag(np.exp(rng.normal(0, 0.02, 3)))
-    matrix = np.eye(4)
-    matrix[:3, :3] = turn
-    matrix[:3, 3] = centre - turn @ centre + rng.normal(0, 1.0, 3)
-    moved = functional.grid_sample(
-        torch.stack([image + 1, valid, brain])[None], grid_of(matrix, shape, shape), align_corners=True
-    )[0]
-    image, valid, brain = moved[0] - 1, moved[1] > 0.99, (moved[2] > 0.5).float()
+    centre = torch.tensor([(n - 1) / 2 for n in shape]).reshape(3, 1, 1, 1)
+    axes = [torch.arange(n, dtype=torch.float32) for n in shape]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    change = torch.from_numpy((turn - np.eye(3)).astype(np.float32))
+    jitter = torch.from_numpy(rng.normal(0, 1.0, 3).astype(np.float32)).reshape(3, 1, 1, 1)
+    move = torch.einsum("ij,jasl->iasl", change, index - centre) + jitter
+    scan = warp(scan, template.displacement(difference, with_mean=False) + move)
+    image, valid, brain = scan[0], scan[1] > 0.99, (scan[2] > 0.5).float()
 
     margin = 7 if rng.random() < 0.7 else 5
     near = functional.max_pool3d(brain[None, None], margin, stride=1, padding=margin // 2)[0, 0] > 0.5
-    region = torch.from_numpy(template.face_region[crop]) & ~near
+    region = torch.from_numpy(template.face_region) & ~near
     if rng.random() < 0.2:  # as other programs deface
-        first = np.array([span.start for span in crop])
-        affine = template.affine.copy()
-        affine[:3, 3] = (template.affine @ np.r_[first, 1.0])[:3]
-        axes = [torch.arange(n, dtype=torch.float32) for n in shape]
-        index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-        to_world = torch.from_numpy(affine.astype(np.float32))
-        coordinates = index @ to_world[:3, :3].T + to_world[:3, 3]
+        to_world = torch.from_numpy(template.affine.astype(np.float32))
+        coordinates = index.permute(1, 2, 3, 0) @ to_world[:3, :3].T + to_world[:3, 3]
         region = region | removed_face(coordinates, brain[None, None], rng)
 
     x = image[None, None]
     if rng.random() < 0.5:  # contrast
-        x = ((x + 1) / 2) ** float(np.exp(rng.normal(0, 0.25))) * 2 - 1
+        x = ((x + 1) / 2).clamp(0, 1) ** float(np.exp(rng.normal(0, 0.25))) * 2 - 1
     if rng.random() < 0.5:  # bias field
         x = ((x + 1) * torch.exp(random_field(shape, 3, rng) * 0.15)).clamp(0, 2) - 1
     seen = x
     if rng.random() < 0.5:  # noise and blur are the scan's, not the face's: composition adds them
-        noise = torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+        noise = torch.randn(shape)
         seen = (x + noise * float(rng.uniform(0, 0.06))).clamp(-1, 1)
     seen = torch.where(valid, seen, torch.full_like(seen, -1.0))
     region_1 = region.float()[None, None]

@@ -1,0 +1,131 @@
+"""Grids: from native order to ASL, from one voxel size to another, and through an affine map.
+
+A 4x4 matrix here always leads from voxel indices (i, j, k) to voxel indices or millimetres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .volume import Volume
+
+
+@dataclass(frozen=True)
+class AslView:
+    """How a native array is seen in ASL order: axes Anterior, Superior, Left, nearest to the scan's own.
+
+    Flips and transpositions alone, so all 48 orientations of one scan give the same array; `spacing` (mm) is
+    rounded to a tenth of a micrometre for the same reason.
+    """
+
+    affine: np.ndarray
+    native_shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, volume: Volume) -> AslView:
+        return cls(volume.affine, volume.stored.shape)
+
+    @cached_property
+    def _orientation(self) -> np.ndarray:
+        from nibabel import orientations
+
+        wanted = orientations.axcodes2ornt("ASL")
+        return orientations.ornt_transform(orientations.io_orientation(self.affine), wanted)
+
+    @cached_property
+    def spacing(self) -> tuple[float, float, float]:
+        native = np.linalg.norm(self.affine[:3, :3], axis=0)
+        asl = np.empty(3)
+        for axis, (target, _) in enumerate(self._orientation):
+            asl[int(target)] = round(float(native[axis]), 4)
+        return (float(asl[0]), float(asl[1]), float(asl[2]))
+
+    @cached_property
+    def asl_affine(self) -> np.ndarray:
+        """ASL index -> RAS+ mm."""
+        from nibabel.orientations import inv_ornt_aff
+
+        result: np.ndarray = self.affine @ inv_ornt_aff(self._orientation, self.native_shape)
+        return result
+
+    def to_asl(self, array: np.ndarray) -> np.ndarray:
+        """A view of a native array (I, J, K) in ASL order."""
+        from nibabel.orientations import apply_orientation
+
+        result: np.ndarray = apply_orientation(array, self._orientation)
+        return result
+
+    def to_native(self, array: np.ndarray) -> np.ndarray:
+        """A view of an ASL array in native order: the inverse of `to_asl`."""
+        for target, flip in self._orientation:
+            if flip < 0:
+                array = np.flip(array, int(target))
+        result: np.ndarray = np.transpose(array, [int(target) for target, _ in self._orientation])
+        return result
+
+
+def axis_weights(length: int, spacing: float, target_spacing: float, target_length: int | None = None) -> np.ndarray:
+    """Weights (target_length, length) that resample one axis linearly, wider where it gets coarser.
+
+    The first voxels' outer borders coincide. Each row sums to 1, also at the ends."""
+    if target_length is None:
+        target_length = max(1, round(length * spacing / target_spacing))
+    ratio = target_spacing / spacing
+    centre = (np.arange(target_length) + 0.5) * ratio - 0.5
+    width = max(1.0, ratio)
+    distance = np.abs(np.arange(length)[None, :] - np.clip(centre, 0, length - 1)[:, None]) / width
+    weights = np.clip(1.0 - distance, 0.0, None)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def resample_axes(array: np.ndarray, spacing: tuple[float, ...], target: float | tuple[float, ...],
+                  shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Resample an array to another voxel size along its own axes: (A, S, L) -> float32, anti-aliased."""
+    from scipy.sparse import csr_matrix
+
+    targets = (target,) * 3 if isinstance(target, (int, float)) else target
+    result = array
+    for axis in range(3):  # each turn mixes along the first axis and moves it to the end
+        length = result.shape[0]
+        weights = axis_weights(length, spacing[axis], targets[axis], shape[axis] if shape else None)
+        flat = np.ascontiguousarray(result.reshape(length, -1), dtype=np.float32)
+        mixed = csr_matrix(weights) @ flat
+        result = np.moveaxis(mixed.reshape(-1, *result.shape[1:]), 0, 2)
+    return np.ascontiguousarray(result)
+
+
+def axes_matrix(spacing: tuple[float, ...], target: float | tuple[float, ...]) -> np.ndarray:
+    """Index on the grid `resample_axes` makes -> index on the grid it was given: (4, 4)."""
+    targets = np.broadcast_to(np.asarray(target, dtype=float), 3)
+    ratio = targets / np.asarray(spacing)
+    matrix = np.diag([*ratio, 1.0])
+    matrix[:3, 3] = 0.5 * ratio - 0.5
+    return matrix
+
+
+def sample(source: Tensor, matrix: np.ndarray, shape: tuple[int, ...], outside: str = "zeros") -> Tensor:
+    """Trilinear values of `source` (C, a, s, l) at `matrix` @ index for every index of a grid of `shape`.
+
+    `outside`: "zeros", or "border" to repeat the outermost voxels. Returns (C, *shape) float32."""
+    import torch
+    from torch.nn import functional
+
+    size = np.array(source.shape[1:], dtype=float)
+    steps = np.array(shape, dtype=float)
+    # affine_grid speaks of (x, y, z) = (last, middle, first) axis in -1..1 between voxel centres
+    to_index = np.diag([*(np.maximum(steps - 1, 1) / 2), 1.0])
+    to_index[:3, 3] = (steps - 1) / 2
+    to_unit = np.diag([*(2 / np.maximum(size - 1, 1)), 1.0])
+    to_unit[:3, 3] = -1
+    theta = (to_unit @ matrix @ to_index)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
+    grid = functional.affine_grid(
+        torch.from_numpy(theta[None, :3].astype(np.float32)), [1, 1, *shape], align_corners=True
+    )
+    return functional.grid_sample(source[None].float(), grid, align_corners=True, padding_mode=outside)[0]
