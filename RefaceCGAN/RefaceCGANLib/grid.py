@@ -110,17 +110,41 @@ def axes_matrix(spacing: tuple[float, ...], target: float | tuple[float, ...]) -
     return matrix
 
 
+SLAB_VOXELS = 4_000_000
+"""`sample` works through this many voxels at once: its grid takes 12 bytes a voxel."""
+
+
 def sample(source: Tensor, matrix: np.ndarray, shape: tuple[int, ...], outside: str = "zeros") -> Tensor:
     """Trilinear values of `source` (C, a, s, l) at `matrix` @ index for every index of a grid of `shape`.
 
     `outside`: "zeros", or "border" to repeat the outermost voxels. Returns (C, *shape) float32."""
+    import torch
+
+    slab = max(1, SLAB_VOXELS // (shape[1] * shape[2]))
+    if slab >= shape[0]:
+        return _sample_slab(source, matrix, shape, outside)
+    result = torch.empty((len(source), *shape))
+    for start in range(0, shape[0], slab):
+        part = (min(slab, shape[0] - start), *shape[1:])
+        result[:, start : start + part[0]] = _sample_slab(source, matrix @ shift(start, 0, 0), part, outside)
+    return result
+
+
+def shift(*first: float) -> np.ndarray:
+    """Index in a part that begins at `first` -> index in the whole: (4, 4)."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = first
+    return matrix
+
+
+def _sample_slab(source: Tensor, matrix: np.ndarray, shape: tuple[int, ...], outside: str) -> Tensor:
     import torch
     from torch.nn import functional
 
     size = np.array(source.shape[1:], dtype=float)
     steps = np.array(shape, dtype=float)
     # affine_grid speaks of (x, y, z) = (last, middle, first) axis in -1..1 between voxel centres
-    to_index = np.diag([*(np.maximum(steps - 1, 1) / 2), 1.0])
+    to_index = np.diag([*((steps - 1) / 2), 1.0])
     to_index[:3, 3] = (steps - 1) / 2
     to_unit = np.diag([*(2 / np.maximum(size - 1, 1)), 1.0])
     to_unit[:3, 3] = -1
@@ -129,3 +153,19 @@ def sample(source: Tensor, matrix: np.ndarray, shape: tuple[int, ...], outside: 
         torch.from_numpy(theta[None, :3].astype(np.float32)), [1, 1, *shape], align_corners=True
     )
     return functional.grid_sample(source[None].float(), grid, align_corners=True, padding_mode=outside)[0]
+
+
+def dilate(mask: Tensor, voxels: int) -> Tensor:
+    """A bool mask (A, S, L) grown by a cube of `voxels` to each side."""
+    from torch.nn import functional
+
+    grown = mask[None].float()
+    for _ in range(3):  # a cube is three lines, one after the other
+        grown = functional.max_pool1d(grown.flatten(0, 2), 2 * voxels + 1, 1, voxels).view_as(grown)
+        grown = grown.permute(0, 3, 1, 2).contiguous()
+    return grown[0] > 0.5
+
+
+def erode(mask: Tensor, voxels: int) -> Tensor:
+    """A bool mask (A, S, L) shrunk by a cube of `voxels` from each side; the grid's border does not shrink it."""
+    return ~dilate(~mask, voxels)

@@ -207,6 +207,8 @@ class AnatomyNetwork(nn.Module):
     SPACING = 2.0
     """mm; the anatomy grid."""
 
+    scale: Tensor
+
     def __init__(self, filters: tuple[int, ...] | list[int] = (24, 40, 64, 96)) -> None:
         super().__init__()
         self.multiple = 2 ** len(filters)
@@ -222,6 +224,7 @@ class AnatomyNetwork(nn.Module):
             for a, b in reversed(list(zip(filters[:-1], filters[1:], strict=True)))
         )
         self.leave = nn.Conv3d(filters[0], 8 + 3, 1)
+        self.register_buffer("scale", torch.ones(3))  # template mm for each mm of the training's coordinates
 
     @staticmethod
     def _block(channels_in: int, channels_out: int) -> nn.Module:
@@ -254,7 +257,7 @@ class AnatomyNetwork(nn.Module):
             y = functional.interpolate(narrow(y), scale_factor=2.0, mode="trilinear", align_corners=False)
             y = merge(torch.cat([y, skips.pop()], dim=1))
         y = self.leave(y).float()
-        return _unfold(y[:, :8]), guess + y[:, 8:]
+        return _unfold(y[:, :8]), (guess + y[:, 8:]) * self.scale.reshape(3, 1, 1, 1)
 
 
 NETWORKS = {"generator": Generator, "discriminator": Discriminator, "anatomy": AnatomyNetwork}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class Template:
     mode_mean: np.ndarray
 
     @classmethod
-    def read(cls, path: Path) -> Template:
+    def read(cls, path: Path | IO[bytes]) -> Template:
         with np.load(path, allow_pickle=False) as data:
             return cls(**{name: data[name] for name in cls.__dataclass_fields__})
 

@@ -1,0 +1,235 @@
+"""Anatomy: where the brain and the face of one scan are, from the scan alone.
+
+A small network, trained on scans of random pose, field of view and contrast, says for every voxel whether it is brain and where it lies in
+the template. The affine map that fits these coordinates best carries the template's face region into the
+scan; what the network knows of single voxels matters no more, so the region's inner surface is that of the
+average head and tells nothing about the person. (The paper takes AFNI's registration for this: two minutes.)
+
+Masks are bool in ASL order (`AslView`), the native grid otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import CheckError
+from .grid import AslView, axes_matrix, dilate, erode, resample_axes, sample, shift
+from .surface import skin_threshold
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .networks import AnatomyNetwork
+    from .template import Template
+
+SPACING = 2.0
+"""mm; the anatomy grid, along the scan's own axes."""
+BRAIN_MARGIN = 3
+"""Voxels of the template grid (2 mm): the face region keeps this far from the brain mask."""
+SKIN_DEPTH = 3
+"""Voxels of the template grid: at least this much of the scan's own skin is in the face region."""
+BRAIN_ML = (400.0, 2600.0)
+"""A brain outside this range is no brain."""
+SCALES = (0.6, 1.6)
+"""Size of a head along any direction against the template's."""
+MISFIT_MM = 12.0
+"""Mean distance between the network's coordinates and the affine map through them, at most."""
+IN_VIEW = 0.5
+"""Fraction of the average face that must lie in the field of view."""
+EMPTIED = 0.6
+"""A scan is already defaced where this fraction of the average face is empty to the bit."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """brain_mask, face_region: bool (A, S, L) on the native grid in ASL order.  to_template: (4, 4) ASL index ->
+    template RAS mm.  skin: intensity where tissue begins (real values).  already_defaced: the scan came
+    without a face, and face_region is what was emptied.  misfit_mm, in_view: how well the template fits, and
+    how much of the average face the field of view holds (0..1)."""
+
+    view: AslView
+    brain_mask: np.ndarray
+    face_region: np.ndarray
+    to_template: np.ndarray
+    skin: float
+    already_defaced: bool
+    misfit_mm: float
+    in_view: float
+    warnings: tuple[str, ...] = ()
+
+
+def locate(values: np.ndarray, view: AslView, network: AnatomyNetwork, template: Template, defaced: str = "auto") -> Anatomy:
+    """Find brain and face. values: real values (A, S, L) float32 in ASL order.
+
+    `defaced`: "yes" or "no" where the caller knows whether the face has been removed, else "auto".
+    Raises CheckError where there is no head, no brain, or no face in the field of view."""
+    import torch
+
+    small = resample_axes(values, view.spacing, SPACING)
+    probability, coordinates = _apply(network, small)
+    brain = _main_part(probability > 0.5)
+    volume_ml = float(brain.sum()) * SPACING**3 / 1000
+    if not BRAIN_ML[0] <= volume_ml <= BRAIN_ML[1]:
+        raise CheckError(
+            f"No brain was found (the best guess has {volume_ml:.0f} ml); give an MR scan of a whole head."
+        )
+    small_to_template, misfit = _fit(coordinates, small, template)
+    native_to_small = np.linalg.inv(axes_matrix(view.spacing, SPACING))
+    to_template = small_to_template @ native_to_small
+
+    grid_to_small = np.linalg.inv(small_to_template) @ template.affine
+    shape = template.mean.shape
+    stacked = np.stack([small, np.ones_like(small), np.where(brain, probability, 0.0)])
+    scan, valid, near_brain = sample(torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape)
+    seen = valid > 0.99
+    average_face = torch.from_numpy(template.head & template.face_region)
+    front = torch.from_numpy(template.face_region & template.window)
+    in_view = float((seen & average_face).sum() / average_face.sum())
+    if in_view < IN_VIEW:
+        raise CheckError(
+            f"Only {in_view:.0%} of the face lies in the field of view; give a scan that shows the whole face."
+        )
+    if float((scan > skin_threshold(small, (SPACING,) * 3)).float().mean()) < 0.05:
+        raise CheckError("No head was found in the scan; give an MR scan of a whole head.")
+    skin = skin_threshold(small, (SPACING,) * 3)
+
+    native_shape = values.shape
+    brain_native = resample_axes(np.where(brain, probability, 0.0), (SPACING,) * 3, view.spacing, native_shape) > 0.5
+    template_index = np.linalg.inv(template.affine) @ to_template
+    already = defaced == "yes"
+    if defaced != "no":
+        background = values.min()
+        empty = resample_axes(values == background, view.spacing, SPACING)
+        emptied = sample(torch.from_numpy(empty)[None], grid_to_small, shape)[0] > 0.5
+        core = erode(average_face, 2) & seen
+        share = float((emptied & core).sum() / core.sum().clamp(min=1))
+        already = already or share > EMPTIED
+    if already:
+        near_face = dilate(front, 10)
+        region = _carry(near_face.float(), template_index, native_shape) & (values == background)
+        region = _closed(region, view) & ~brain_native
+        if not region.any():
+            raise CheckError("The scan was called defaced, but nothing in its face is empty; use --defaced no.")
+    else:
+        solid = erode(dilate((scan > skin) | ~seen, 4), 4)
+        air = dilate(~_filled(solid), SKIN_DEPTH)
+        wanted = torch.from_numpy(template.face_region) | (torch.from_numpy(template.window) & air)
+        wanted &= ~dilate(near_brain > 0.5, BRAIN_MARGIN)
+        region = _carry(wanted.float(), template_index, native_shape) & ~brain_native
+    warnings = []
+    if in_view < 0.9:
+        warnings.append(f"{1 - in_view:.0%} of the face lies outside the field of view and was left as it is.")
+    return Anatomy(
+        view=view, brain_mask=brain_native, face_region=region, to_template=to_template, skin=skin,
+        already_defaced=already, misfit_mm=misfit, in_view=in_view, warnings=tuple(warnings),
+    )
+
+
+def _apply(network: AnatomyNetwork, small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Brain probability (A, S, L) and template coordinates (3, A/2, S/2, L/2) in mm of a 2 mm scan."""
+    import torch
+
+    padding = [(0, -length % network.multiple) for length in small.shape]
+    scan = torch.from_numpy(np.pad(small, padding))[None, None]
+    with torch.inference_mode(), bfloat16(scan.device):
+        logits, coordinates = network(scale_input(scan))
+    a, s, length = small.shape
+    probability = torch.sigmoid(logits[0, 0, :a, :s, :length]).numpy()
+    return probability, (coordinates[0] * 100).numpy()
+
+
+def scale_input(image: Tensor) -> Tensor:
+    """The intensity rule of the anatomy network: 99th percentile of the voxels to 1, at most 1.5."""
+    import torch
+
+    some = image[..., ::2, ::2, ::2].flatten()
+    high = torch.topk(some, max(1, some.numel() // 100)).values[-1].clamp(min=1e-6)
+    return (image / high).clamp(0, 1.5)
+
+
+def _fit(coordinates: np.ndarray, small: np.ndarray, template: Template) -> tuple[np.ndarray, float]:
+    """The affine map (4, 4) index of `small` -> template mm that fits the network's coordinates best, and the
+    mean distance left. Voxels that the map misses by much count less (Tukey's biweight)."""
+    import torch
+
+    blocks = tuple(length // 2 for length in small.shape)
+    a, s, length = blocks
+    points = coordinates[:, :a, :s, :length].reshape(3, -1).T
+    index = np.stack(np.meshgrid(*[2 * np.arange(n) + 0.5 for n in blocks], indexing="ij"), -1).reshape(-1, 3)
+    tissue = small[: 2 * a : 2, : 2 * s : 2, : 2 * length : 2].reshape(-1)
+    inside = template.sample(template.head, torch.from_numpy(points)).numpy() > 0.5
+    use = inside & (tissue > 0.1 * np.percentile(small, 99))
+    if use.sum() < 1000:
+        raise CheckError("No head was found in the scan; give an MR scan of a whole head.")
+    x = np.c_[index[use], np.ones(int(use.sum()))].astype(np.float64)
+    y = points[use].astype(np.float64)
+    weight = np.ones(len(x))
+    for _ in range(4):
+        solution = np.linalg.solve((x * weight[:, None]).T @ x, (x * weight[:, None]).T @ y)
+        distance = np.linalg.norm(x @ solution - y, axis=1)
+        limit = 4.0 * np.median(distance) + 1e-6
+        weight = np.clip(1 - (distance / limit) ** 2, 0, None) ** 2
+    matrix = np.eye(4)
+    matrix[:3] = solution.T
+    scales = np.linalg.svd(matrix[:3, :3] / SPACING, compute_uv=False)
+    misfit = float(distance.mean())
+    if misfit > MISFIT_MM or scales.min() < 1 / SCALES[1] or scales.max() > 1 / SCALES[0]:
+        raise CheckError("The scan does not look like a head; give an MR scan of a whole head.")
+    return matrix, misfit
+
+
+def _carry(grid_mask: Tensor, template_index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask of the template grid on the native grid: bool (A, S, L); skips slabs it does not reach."""
+    first = int(np.flatnonzero(grid_mask.numpy().any((1, 2)))[0]) - 1
+    corners = np.array([[a, s, k, 1.0] for a in (0, shape[0] - 1) for s in (0, shape[1]) for k in (0, shape[2])])
+    behind = (corners @ template_index.T)[:, 0].reshape(2, -1).max(axis=1)
+    start = 0
+    if behind[0] < first < behind[1]:  # the A index grows along the scan: leave out what lies behind the face
+        start = int((first - behind[0]) / (behind[1] - behind[0]) * (shape[0] - 1))
+    result = np.zeros(shape, dtype=bool)
+    part = (shape[0] - start, *shape[1:])
+    result[start:] = (sample(grid_mask[None], template_index @ shift(start, 0, 0), part, "border")[0] > 0.5).numpy()
+    return result
+
+
+def _main_part(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a bool mask, its holes filled."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    filled: np.ndarray = ndimage.binary_fill_holes(labels == largest)
+    return filled
+
+
+def _filled(mask: Tensor) -> Tensor:
+    import torch
+    from scipy import ndimage
+
+    return torch.from_numpy(ndimage.binary_fill_holes(mask.numpy()))
+
+
+def _closed(mask: np.ndarray, view: AslView) -> np.ndarray:
+    """The paper's closing of the emptied voxels (section 2.2): gaps of up to 2 mm, without growing."""
+    import torch
+
+    voxels = max(1, round(1.0 / min(view.spacing)))
+    closed: np.ndarray = erode(dilate(torch.from_numpy(mask), voxels), voxels).numpy()
+    return closed
+
+
+def bfloat16(device: object) -> object:
+    """Autocast to bfloat16 where the processor computes in it, else nothing."""
+    import contextlib
+
+    import torch
+
+    kind = torch.device(str(device)).type
+    if kind == "cuda" or (kind == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return torch.autocast(kind, dtype=torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,208 @@
+"""Composition: the generated face, back on the native grid and into the scan.
+
+Only voxels of the face region change. The skin gets the sharpness the native grid allows, tissue and air the
+noise of the scan, and what the generator says of the tissue just outside the region takes out the seam.
+Arrays are in ASL order; `face` is on the working grid in the range [-1, 1], `values` native in real values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .anatomy import Anatomy
+from .grid import dilate, sample, shift
+from .intensity import IntensityScale
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AIR = 0.12
+"""Fraction of the way from air to the brightest tissue under which generated voxels are air (the paper: values
+below 3 of 255; ours is relative to the scan's own scale and finer, as the skin is sharpened afterwards)."""
+TISSUE_SIGMA = 1.5
+"""Working-grid voxels; the reach of the local tissue intensity that the skin's edge rises to."""
+SEAM_SIGMA = 2.5
+"""Working-grid voxels; how far the correction at the border reaches into the face region."""
+
+
+@dataclass(frozen=True)
+class Background:
+    """What the scan looks like where there is no signal, and how noisy tissue is, in real values.
+
+    air: a sample of its air voxels.  noise: standard deviation in tissue.  correlation: of neighbouring
+    voxels' noise, the blur (in voxels) that white noise needs to look alike."""
+
+    air: np.ndarray
+    noise: float
+    blur: float
+
+    @classmethod
+    def measure(cls, values: np.ndarray, anatomy: Anatomy) -> Background:
+        """Read air and noise off the scan outside the face region. values: native (A, S, L)."""
+        step = tuple(slice(None, None, max(1, length // 96)) for length in values.shape)
+        some, region = values[step], anatomy.face_region[step]
+        air = some[(some < 0.5 * anatomy.skin) & ~region]
+        if air.size < 100:
+            air = np.array([values.min()], dtype=np.float32)
+        inside = [int(length // 2) for length in values.shape]
+        spot = np.argwhere(anatomy.brain_mask[:: max(1, values.shape[0] // 64)]).mean(axis=0) if anatomy.brain_mask.any() else inside
+        centre = [int(spot[0] * max(1, values.shape[0] // 64)), int(spot[1]), int(spot[2])]
+        reach = [max(8, int(25 / mm)) for mm in anatomy.view.spacing]
+        box = tuple(
+            slice(max(0, c - r), min(n, c + r)) for c, r, n in zip(centre, reach, values.shape, strict=True)
+        )
+        noise, blur = _noise(values[box], anatomy.brain_mask[box])
+        return cls(air=air.astype(np.float32), noise=noise, blur=blur)
+
+
+def _noise(block: np.ndarray, brain: np.ndarray) -> tuple[float, float]:
+    """Noise in tissue: the median absolute second difference along each axis, where white matter and the like
+    are smooth (the quieter half), and the blur that explains how neighbours agree."""
+    difference = block[2:, 1:-1, 1:-1] - 2 * block[1:-1, 1:-1, 1:-1] + block[:-2, 1:-1, 1:-1]
+    single = block[1:, 1:-1, 1:-1][:-1] - block[:-1, 1:-1, 1:-1][:-1]
+    where = brain[1:-1, 1:-1, 1:-1]
+    if where.sum() < 100:
+        return 0.0, 0.0
+    second = float(np.percentile(np.abs(difference[where]), 35)) / 0.4538 / np.sqrt(6)
+    first = float(np.percentile(np.abs(single[where]), 35)) / 0.4538 / np.sqrt(2)
+    # white noise gives second == first; smooth noise makes the second difference the smaller one
+    ratio = second / max(first, 1e-9)
+    blur = float(np.interp(ratio, [0.45, 0.6, 0.8, 1.0], [0.9, 0.65, 0.4, 0.0]))
+    return second, blur
+
+
+@dataclass(frozen=True)
+class Composed:
+    """values: real values of the voxels in `face_region` (its True voxels in C order), to be written there.
+    air_mask: bool (A, S, L), the face region's voxels that ended as air."""
+
+    values: np.ndarray
+    air_mask: np.ndarray
+
+
+def compose(
+    face: Tensor,
+    original: Tensor,
+    region: Tensor,
+    working_to_native: np.ndarray,
+    anatomy: Anatomy,
+    scale: IntensityScale,
+    background: Background,
+    rng: np.random.Generator,
+) -> Composed:
+    """Carry a generated face to the native grid.
+
+    face, original: (A, S, L) on the working grid, -1..1; region: bool, the face region there (original is the
+    defaced scan: -1 inside). working_to_native: (4, 4) index map."""
+    import torch
+
+    face = _without_seam(face, original, region)
+    tissue = (face + 1) / 2 > AIR
+    head = _connected(tissue | (~region & ((original + 1) / 2 > AIR)))
+    face = torch.where(region & ~head, torch.full_like(face, -1.0), face)
+    level = _tissue_level(face, head)
+
+    box = _bounding_box(anatomy.face_region)
+    first = shift(*[span.start for span in box])
+    shape = tuple(span.stop - span.start for span in box)
+    fine = _finer(torch.stack([face, level]))
+    to_working = np.linalg.inv(working_to_native) @ first
+    to_fine = np.diag([2.0, 2.0, 2.0, 1.0]) @ to_working
+    to_fine[:3, 3] += 0.5
+    here = torch.from_numpy(anatomy.face_region[box].copy())
+    painted, local = sample(fine, to_fine, shape, "border")
+    painted, local = painted[here].numpy(), local[here].numpy()
+
+    # the skin: a fraction of the local tissue intensity, as steep as the native voxels can show
+    spacing = np.linalg.norm(working_to_native[:3, :3], axis=0) * np.array(anatomy.view.spacing)
+    steep = float(np.clip(np.mean(spacing) / np.mean(anatomy.view.spacing), 1.0, 2.0))
+    height = np.maximum(local + 1, 1e-3)
+    fraction = (painted + 1) / height
+    steeper = np.clip((fraction - 0.5) * steep + 0.5, 0.0, 1.0)
+    edge = fraction < 0.5 + 0.5 / steep
+    painted = np.where(edge, steeper * height - 1, painted)
+
+    values = scale.restore(painted)
+    air = painted < 2 * AIR - 1
+    grain = _grain(shape, background.blur, rng)[here.numpy()] * background.noise
+    signal = values - scale.low
+    quiet = rng.choice(background.air, size=values.shape)
+    magnitude = np.abs(signal + grain) + scale.low
+    values = np.where(air, np.maximum(quiet, np.where(signal > 0.02 * (scale.high - scale.low), magnitude, 0)), magnitude)
+    air_mask = np.zeros(anatomy.face_region.shape, dtype=bool)
+    air_mask[anatomy.face_region] = air
+    return Composed(values=values.astype(np.float32), air_mask=air_mask)
+
+
+def _without_seam(face: Tensor, original: Tensor, region: Tensor) -> Tensor:
+    """Shift the face near its border by how much the generator misses the kept tissue just outside."""
+    import torch
+    from scipy import ndimage
+
+    band = dilate(region, 2) & ~region & (original > -0.8)
+    weight = ndimage.gaussian_filter(band.float().numpy(), SEAM_SIGMA)
+    missed = ndimage.gaussian_filter(((original - face) * band).numpy(), SEAM_SIGMA)
+    correction = missed / np.maximum(weight, 0.02)
+    tissue = ((face + 1) / 0.5).clamp(0, 1)  # air stays air
+    return torch.where(region, (face + torch.from_numpy(correction) * tissue).clamp(-1, 1), face)
+
+
+def _connected(tissue: Tensor) -> Tensor:
+    """The head without loose specks in the air: the largest connected part."""
+    import torch
+    from scipy import ndimage
+
+    labels, count = ndimage.label(tissue.numpy())
+    if count < 2:
+        return tissue
+    return torch.from_numpy(labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:])))
+
+
+def _tissue_level(face: Tensor, head: Tensor) -> Tensor:
+    """Local intensity of the tissue at and around each voxel, -1..1: what the skin's edge rises to."""
+    import torch
+    from scipy import ndimage
+
+    inner = (head & (face > -0.6)).float().numpy()
+    weight = ndimage.gaussian_filter(inner, TISSUE_SIGMA)
+    level = ndimage.gaussian_filter(inner * (face.numpy() + 1), TISSUE_SIGMA) / np.maximum(weight, 1e-3)
+    return torch.from_numpy((level - 1).astype(np.float32))
+
+
+def _finer(images: Tensor) -> Tensor:
+    """Twice as fine along each axis by cubic splines: (C, A, S, L) -> (C, 2A, 2S, 2L); voxel borders coincide."""
+    import torch
+    from torch.nn import functional
+
+    kernel_even = torch.tensor([-0.0234375, 0.2265625, 0.8671875, -0.0703125, 0.0])
+    kernel_odd = kernel_even.flip(0)
+    for axis in (1, 2, 3):
+        moved = images.movedim(axis, -1)
+        lead = moved.shape
+        padded = functional.pad(moved.reshape(-1, 1, lead[-1]), (2, 2), mode="replicate")
+        weights = torch.stack([kernel_even, kernel_odd])[:, None]
+        both = functional.conv1d(padded, weights)
+        images = both.transpose(1, 2).reshape(*lead[:-1], 2 * lead[-1]).movedim(-1, axis)
+    return images.contiguous()
+
+
+def _grain(shape: tuple[int, ...], blur: float, rng: np.random.Generator) -> np.ndarray:
+    """Noise of standard deviation 1 on a grid of `shape`, blurred by `blur` voxels."""
+    from scipy import ndimage
+
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    if blur > 0.1:
+        noise = ndimage.gaussian_filter(noise, blur)
+        noise /= max(float(noise.std()), 1e-6)
+    return noise
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    spans = []
+    for axis in range(3):
+        used = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        spans.append(slice(int(used[0]), int(used[-1]) + 1))
+    return spans[0], spans[1], spans[2]

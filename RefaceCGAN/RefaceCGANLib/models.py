@@ -1,0 +1,123 @@
+"""Models: a folder with a model card (card.json), the weights it names, and the template.
+
+Nothing is loaded before its SHA-256 matched the card, and weights hold tensors alone (weights_only).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .networks import AnatomyNetwork, Generator
+    from .template import Template
+
+CARD = "card.json"
+DEFAULT = "default"
+
+
+def folder() -> Path:
+    """Where the models of this installation lie: Resources/Models beside the package, else in the wheel."""
+    beside = Path(__file__).resolve().parent.parent / "Resources" / "Models"
+    if beside.is_dir():
+        return beside
+    return Path(__file__).resolve().parent / "_models"
+
+
+def available() -> list[Model]:
+    """All models of this installation, by id."""
+    return [Model.load(card.parent) for card in sorted(folder().glob(f"*/{CARD}"))]
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model: its card (the content of card.json) and the folder it lies in."""
+
+    card: dict[str, Any]
+    path: Path
+
+    @classmethod
+    def load(cls, name: str | Path = DEFAULT) -> Model:
+        """Find a model by id, or by the path of its folder or card. Raises InputError if it is not there."""
+        path = Path(name)
+        if path.is_file():
+            path = path.parent
+        elif not path.is_dir():
+            path = folder() / str(name)
+        card = path / CARD
+        try:
+            content = json.loads(card.read_text(encoding="utf-8"))
+            needed = {"id", "files", "generator", "anatomy", "working_grid", "sub_volume", "condition", "dropout"}
+            missing = needed - set(content)
+        except FileNotFoundError:
+            known = ", ".join(sorted(p.parent.name for p in folder().glob(f"*/{CARD}"))) or "none"
+            raise InputError(f"There is no model {name}; installed are: {known}, or give the path of a card.") from None
+        except (ValueError, TypeError, OSError):
+            raise InputError(f"{card} is not a readable model card; install the model again.") from None
+        if missing:
+            raise InputError(f"{card} lacks {', '.join(sorted(missing))}; install the model again.")
+        return cls(content, path)
+
+    @property
+    def id(self) -> str:
+        return str(self.card["id"])
+
+    def _verified(self, role: str) -> bytes:
+        """The bytes of the file in `role`, read once, after their SHA-256 matched the card."""
+        entry = self.card["files"].get(role)
+        if entry is None:
+            raise InputError(f"The card of model {self.id} names no {role} file; install the model again.")
+        path = self.path / entry["file"]
+        try:
+            content = path.read_bytes()
+        except OSError:
+            raise InputError(f"{path} is missing or unreadable; install the model again.") from None
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise InputError(f"{path} is not the file its model card describes (SHA-256 differs); install the model again.")
+        return content
+
+    def _network(self, role: str) -> nn.Module:
+        import torch
+
+        from .networks import build
+
+        network = build(role, self.card[role])
+        state = torch.load(io.BytesIO(self._verified(role)), weights_only=True, map_location="cpu")
+        try:
+            network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        except RuntimeError:
+            raise InputError(f"The {role} weights of model {self.id} do not fit its card; install the model again.") from None
+        return network.eval().requires_grad_(False)
+
+    @cached_property
+    def generator(self) -> Generator:
+        return self._network("generator")  # type: ignore[return-value]
+
+    @cached_property
+    def anatomy(self) -> AnatomyNetwork:
+        return self._network("anatomy")  # type: ignore[return-value]
+
+    @cached_property
+    def template(self) -> Template:
+        from .template import Template
+
+        return Template.read(io.BytesIO(self._verified("template")))
+
+    @property
+    def generator_sha256(self) -> str:
+        return str(self.card["files"]["generator"]["sha256"])

@@ -1,0 +1,344 @@
+"""Refacer: the whole pipeline as one reusable object.
+
+    read -> anatomy -> deface -> normalise -> generate -> compose -> check -> write
+
+>>> refacer = Refacer.from_pretrained()
+>>> result = refacer.reface(Volume.read("head.nii.gz"), seed=7)
+>>> another = refacer.reface(result, seed=8)      # anatomy and defacing are not done twice
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import __version__
+from .anatomy import SPACING, Anatomy, bfloat16, locate
+from .checks import Check, check, enforce
+from .compose import Background, compose
+from .errors import InputError
+from .grid import AslView, axes_matrix, dilate, resample_axes, sample
+from .intensity import RING_MM, IntensityScale
+from .models import DEFAULT, Model
+from .volume import Volume
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], None]
+"""Called with the stage and how much of the whole is done (0..1); may raise Cancelled."""
+
+
+@dataclass(frozen=True)
+class WorkingScan:
+    """One scan as the generator sees it, before any face is drawn.
+
+    scan, region: (A, S, L) on the working grid: the defaced scan, -1..1, and the face region (bool).
+    to_native: (4, 4) working-grid index -> native ASL index."""
+
+    scan: Tensor
+    region: Tensor
+    to_native: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is the same for every face drawn on one scan."""
+
+    original: Volume
+    anatomy: Anatomy
+    scale: IntensityScale
+    background: Background
+    working: WorkingScan
+    expected_ml: float
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One refaced scan. All volumes and masks are in the original's geometry.
+
+    volume: refaced.  seed: draws this face again.  checks: what was measured.  report: what report.json holds.
+    """
+
+    volume: Volume
+    seed: int
+    checks: list[Check]
+    report: dict[str, Any]
+    prepared: Prepared = field(repr=False)
+    _air_mask: np.ndarray = field(repr=False)
+
+    @property
+    def original(self) -> Volume:
+        return self.prepared.original
+
+    def _native(self, mask: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(self.prepared.anatomy.view.to_native(mask))
+
+    @property
+    def face_region(self) -> np.ndarray:
+        """bool (I, J, K): the voxels that were emptied and generated."""
+        return self._native(self.prepared.anatomy.face_region)
+
+    @property
+    def brain_mask(self) -> np.ndarray:
+        """bool (I, J, K): the voxels that are bit-identical."""
+        return self._native(self.prepared.anatomy.brain_mask)
+
+    @property
+    def air_mask(self) -> np.ndarray:
+        """bool (I, J, K): the voxels of the face region that ended as air."""
+        return self._native(self._air_mask)
+
+    @cached_property
+    def defaced(self) -> Volume:
+        """The scan with the face region emptied."""
+        return empty_face(self.original, self.prepared.anatomy)
+
+
+def empty_face(original: Volume, anatomy: Anatomy) -> Volume:
+    """The scan with its face region set to the scan's lowest value; everything else bit-identical."""
+    stored = original.stored.copy()
+    lowest = original.stored.min() if original.slope > 0 else original.stored.max()
+    anatomy.view.to_asl(stored)[anatomy.face_region] = lowest
+    return original.with_stored(stored)
+
+
+class Refacer:
+    """Refaces scans with one model on one device; keep it, as loading takes longer than refacing."""
+
+    def __init__(self, model: Model, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self.warnings: list[str] = []
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path | Model = DEFAULT, device: str = "auto", threads: int | None = None
+    ) -> Refacer:
+        """Load a model: an id, the path of a card, or a Model. device: auto (cuda, then mps, then cpu), cpu, cuda
+        or mps; threads: of the processor, all of them by default.
+
+        Raises InputError for an unknown model, tampered weights, or a device that is not there."""
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        loaded = model if isinstance(model, Model) else Model.load(model)
+        return cls(loaded, _device(device))
+
+    def prepare(
+        self, volume: Volume, defaced: str = "auto", progress: Progress | None = None
+    ) -> Prepared:
+        """Anatomy, defacing and normalisation: everything that does not depend on the face to be drawn.
+
+        defaced: "auto", "yes" or "no": has the face been removed already? Raises CheckError (no head, no brain,
+        no face in view) and InputError."""
+        import torch
+
+        timer = _Timer(progress)
+        card = self.model.card
+        with timer("anatomy", 0.05, 0.5):
+            view = AslView.of(volume)
+            values = np.ascontiguousarray(view.to_asl(volume.array))
+            anatomy = locate(values, view, self.model.anatomy, self.model.template, defaced)
+        with timer("deface", 0.5, 0.65):
+            template = self.model.template
+            small = resample_axes(values, view.spacing, SPACING)
+            region_small = resample_axes(anatomy.face_region, view.spacing, SPACING) > 0.5
+            brain_small = torch.from_numpy(resample_axes(anatomy.brain_mask, view.spacing, SPACING) > 0.5)
+            ring = dilate(brain_small, round(RING_MM / SPACING)).numpy()
+            scale = IntensityScale.measure(small, ring, ~region_small)
+            small = np.where(region_small, scale.low, small)
+            background = Background.measure(values, anatomy)
+        with timer("normalise", 0.65, 0.7):
+            shape = tuple(card["working_grid"]["shape"])
+            to_template = template.affine @ _first(card["working_grid"]["first_voxel"])
+            to_native = np.linalg.inv(anatomy.to_template) @ to_template
+            to_small = np.linalg.inv(axes_matrix(view.spacing, SPACING)) @ to_native
+            region = resample_axes(anatomy.face_region, view.spacing, SPACING)
+            stacked = np.stack([scale.normalise(small) + 1.0, np.ones_like(small)])
+            scan, _seen = sample(torch.from_numpy(stacked), to_small, shape)
+            inside = sample(torch.from_numpy(region)[None], to_small, shape, "border")[0] > 0.25
+            scan = torch.where(inside, torch.full_like(scan, -1.0), scan - 1.0)
+        expected = float(np.count_nonzero(template.head & template.face_region))
+        expected *= abs(float(np.linalg.det(np.linalg.inv(anatomy.to_template) @ template.affine)))
+        expected *= float(np.prod(view.spacing)) / 1000 * anatomy.in_view
+        return Prepared(
+            original=volume, anatomy=anatomy, scale=scale, background=background,
+            working=WorkingScan(scan, inside, to_native), expected_ml=expected, seconds=timer.seconds,
+        )  # fmt: skip
+
+    def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
+        """The scan with its face region emptied, everything else bit-identical."""
+        return empty_face(volume, self.prepare(volume, defaced).anatomy)
+
+    def reface(
+        self,
+        scan: Volume | Result | Prepared,
+        seed: int = 0,
+        dropout: float | None = None,
+        defaced: str = "auto",
+        progress: Progress | None = None,
+        force: bool = False,
+    ) -> Result:
+        """Give a scan a new face. `scan`: a Volume, or an earlier Result (or Prepared) of the same head, for
+        which anatomy and defacing are not done again.
+
+        seed: the same gives the same bytes on one device. dropout: probability of the noise in the bottleneck,
+        the card's by default. force: return a result that failed a check (the report says so) instead of raising.
+        Raises CheckError and InputError."""
+        if isinstance(scan, Volume):
+            prepared = self.prepare(scan, defaced, progress)
+            seconds = dict(prepared.seconds)
+        else:
+            prepared = scan.prepared if isinstance(scan, Result) else scan
+            seconds = {}
+        anatomy, original = prepared.anatomy, prepared.original
+        probability = float(self.model.card["dropout"]) if dropout is None else dropout
+        if not 0 <= probability < 1:
+            raise InputError(f"Dropout is a probability from 0 to below 1, not {probability:g}.")
+        timer = _Timer(progress)
+        with timer("generate", 0.7, 0.85):
+            face = self.draw(prepared, seed, probability)
+        with timer("compose", 0.85, 0.95):
+            composed = compose(
+                face, prepared.working.scan, prepared.working.region, prepared.working.to_native, anatomy,
+                prepared.scale, prepared.background, np.random.default_rng([seed, 1]),
+            )  # fmt: skip
+            stored = original.stored.copy()
+            lowest, highest = original.stored.min(), original.stored.max()
+            anatomy.view.to_asl(stored)[anatomy.face_region] = original.to_stored(composed.values).clip(lowest, highest)
+            refaced = original.with_stored(stored)
+        with timer("check", 0.95, 1.0):
+            checks = check(original, refaced, anatomy, composed.air_mask, prepared.expected_ml)
+            if not force:
+                enforce(checks)
+        seconds |= timer.seconds
+        region = anatomy.face_region
+        report = {
+            "program": "RefaceCGAN",
+            "version": __version__,
+            "model": self.model.id,
+            "model_sha256": self.model.generator_sha256,
+            "seed": seed,
+            "dropout": probability,
+            "device": str(self.device),
+            "threads": _threads(),
+            "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+            "shape": list(original.shape),
+            "voxel_size_mm": [round(mm, 4) for mm in original.spacing],
+            "already_defaced": anatomy.already_defaced,
+            "brain_voxels_changed": int(_value(checks, "brain_voxels_changed")),
+            "voxels_changed": int(np.count_nonzero(stored != original.stored)),
+            "face_region_ml": round(float(np.count_nonzero(region)) * float(np.prod(original.spacing)) / 1000, 1),
+            "template_misfit_mm": round(anatomy.misfit_mm, 2),
+            "checks": [entry.report() for entry in checks],
+            "forced": force and not all(entry.passed for entry in checks),
+            "warnings": [*original.warnings, *anatomy.warnings, *self.warnings],
+        }
+        return Result(refaced, seed, checks, report, prepared, composed.air_mask)
+
+    def candidates(self, scan: Volume | Result, seeds: list[int], **options: Any) -> Iterator[Result]:
+        """Several faces for one scan, one for each seed; anatomy and defacing are done once."""
+        base: Volume | Result = scan
+        for seed in seeds:
+            result = self.reface(base, seed=seed, **options)
+            yield result
+            base = result
+
+    def draw(self, prepared: Prepared, seed: int, dropout: float) -> Tensor:
+        """Generate one face on the working grid: (A, S, L), -1..1, the whole block, not yet composed."""
+        import torch
+
+        from . import tiling
+
+        card, working = self.model.card, prepared.working
+        names = card["condition"]
+        channels = {"defaced": working.scan, "face_region": working.region.float()}
+        if "prior" in names:
+            code = np.random.default_rng([seed, 0]).standard_normal(self.model.template.modes_count)
+            channels["prior"] = self._cropped_template.prior(code * float(card["shape_spread"]))
+        condition = torch.stack([channels[name] for name in names])[None]
+        generator = self.model.generator
+        for device in dict.fromkeys([self.device, torch.device("cpu")]):
+            source = torch.Generator().manual_seed(seed)
+            generator.set_dropout(dropout, source)
+            try:
+                generator.to(device)
+                with torch.inference_mode(), bfloat16(device):
+                    return tiling.apply(
+                        lambda block, device=device: generator(block.to(device)),  # type: ignore[misc]
+                        condition, tuple(card["sub_volume"]["shape"]), float(card["sub_volume"]["overlap"]),
+                        working.region,
+                    )[0, 0]  # fmt: skip
+            except torch.OutOfMemoryError:
+                message = f"The memory of {device} did not suffice; the face was drawn on the processor."
+                log.warning(message)
+                self.warnings.append(message)
+                self.device = torch.device("cpu")
+        raise InputError("The memory did not suffice to draw a face; close programs and try again.")
+
+    @cached_property
+    def _cropped_template(self) -> Any:
+        grid = self.model.card["working_grid"]
+        spans = tuple(slice(a, a + n) for a, n in zip(grid["first_voxel"], grid["shape"], strict=True))
+        return self.model.template.crop(spans)  # type: ignore[arg-type]
+
+
+def _first(voxel: list[int]) -> np.ndarray:
+    from .grid import shift
+
+    return shift(*voxel)
+
+
+def _value(checks: list[Check], name: str) -> float:
+    return next((entry.value for entry in checks if entry.name == name), float("nan"))
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, available in there.items() if available)
+    if name.split(":")[0] not in there:
+        raise InputError(f"{name} is no device; give auto, cpu, cuda or mps.")
+    if not there[name.split(":")[0]]:
+        raise InputError(f"There is no {name} device here; use --device cpu or --device auto.")
+    return torch.device(name)
+
+
+class _Timer:
+    """Times the stages and tells the listener where the work stands."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.seconds = progress, {}
+
+    seconds: dict[str, float]
+
+    @contextmanager
+    def __call__(self, stage: str, start: float, end: float) -> Iterator[None]:
+        if self.progress:
+            self.progress(stage, start)
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - began
+        if self.progress:
+            self.progress(stage, end)
