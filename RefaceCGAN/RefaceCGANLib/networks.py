@@ -215,7 +215,7 @@ class AnatomyNetwork(nn.Module):
         self.enter = self._block(8 + 3, filters[0])
         self.down = nn.ModuleList(
             nn.Sequential(
-                nn.Conv3d(a, b, 2, stride=2), _norm(b), nn.LeakyReLU(LEAK), self._block(b, b), self._block(b, b)
+                nn.Conv3d(a, b, 2, stride=2), self._norm(b), nn.LeakyReLU(LEAK), self._block(b, b), self._block(b, b)
             )
             for a, b in zip(filters[:-1], filters[1:], strict=True)
         )
@@ -227,9 +227,14 @@ class AnatomyNetwork(nn.Module):
         self.register_buffer("scale", torch.ones(3))  # template mm for each mm of the training's coordinates
 
     @staticmethod
-    def _block(channels_in: int, channels_out: int) -> nn.Module:
+    def _norm(channels: int) -> nn.Module:
+        # instance norm would wipe out what is constant over the scan: a shift of all coordinates
+        return nn.GroupNorm(1, channels)
+
+    @classmethod
+    def _block(cls, channels_in: int, channels_out: int) -> nn.Module:
         return nn.Sequential(
-            nn.Conv3d(channels_in, channels_out, 3, padding=1), _norm(channels_out), nn.LeakyReLU(LEAK)
+            nn.Conv3d(channels_in, channels_out, 3, padding=1), cls._norm(channels_out), nn.LeakyReLU(LEAK)
         )
 
     def _first_guess(self, x: Tensor) -> Tensor:
