@@ -1,17 +1,19 @@
 """Anatomy: where the brain and the face of one scan are, from the scan alone.
 
-A small network, trained on scans of random pose, field of view and contrast, says for every voxel whether it is brain and where it lies in
-the template. The affine map that fits these coordinates best carries the template's face region into the
-scan; what the network knows of single voxels matters no more, so the region's inner surface is that of the
-average head and tells nothing about the person. (The paper takes AFNI's registration for this: two minutes.)
+A small network, trained on scans of random pose, field of view and contrast, says for every voxel whether it
+is brain and roughly where it lies in the template. An affine map through these coordinates, then refined until
+brain and skull lie on those of the average head, carries the template's face region into the scan. So the
+region's inner surface is that of the average head and tells nothing about the person. (The paper takes AFNI's
+registration for this: two minutes.)
 
-Masks are bool in ASL order (`AslView`), the native grid otherwise.
+Masks are bool in ASL order (`AslView`), on the native grid unless said otherwise.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,14 +41,18 @@ MISFIT_MM = 12.0
 """Mean distance between the network's coordinates and the affine map through them, at most."""
 IN_VIEW = 0.5
 """Fraction of the average face that must lie in the field of view."""
+OVERLAP = 0.8
+"""Dice of the scan's brain with the average one after alignment, at least."""
+SKULL = 0.15
+"""Fraction of the layer 4 to 14 mm around the brain that must be tissue; less is a brain without its head."""
 EMPTIED = 0.6
 """A scan is already defaced where this fraction of the average face is empty to the bit."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """brain_mask, face_region: bool (A, S, L) on the native grid in ASL order.  to_template: (4, 4) ASL index ->
-    template RAS mm.  skin: intensity where tissue begins (real values).  already_defaced: the scan came
+    """brain_mask, face_region: bool (A, S, L) on the native grid in ASL order.  to_template: (4, 4) ASL
+    index -> template RAS mm.  skin: intensity where tissue begins (real values).  already_defaced: the scan came
     without a face, and face_region is what was emptied.  misfit_mm, in_view: how well the template fits, and
     how much of the average face the field of view holds (0..1)."""
 
@@ -61,7 +67,9 @@ class Anatomy:
     warnings: tuple[str, ...] = ()
 
 
-def locate(values: np.ndarray, view: AslView, network: AnatomyNetwork, template: Template, defaced: str = "auto") -> Anatomy:
+def locate(
+    values: np.ndarray, view: AslView, network: AnatomyNetwork, template: Template, defaced: str = "auto"
+) -> Anatomy:
     """Find brain and face. values: real values (A, S, L) float32 in ASL order.
 
     `defaced`: "yes" or "no" where the caller knows whether the face has been removed, else "auto".
@@ -76,13 +84,23 @@ def locate(values: np.ndarray, view: AslView, network: AnatomyNetwork, template:
         raise CheckError(
             f"No brain was found (the best guess has {volume_ml:.0f} ml); give an MR scan of a whole head."
         )
-    small_to_template, misfit = _fit(coordinates, small, template)
-    native_to_small = np.linalg.inv(axes_matrix(view.spacing, SPACING))
-    to_template = small_to_template @ native_to_small
+    skin = skin_threshold(small, (SPACING,) * 3)
+    guess, misfit = _fit(coordinates, small, template)
+    brain_map, head = np.where(brain, probability, 0.0), small > skin
+    small_to_template = _refine(guess, brain_map, head, template, with_face=False)
+
+    background = values.min()
+    empty = resample_axes(values == background, view.spacing, SPACING) > 0.5
+    already = defaced == "yes" or (
+        defaced == "auto" and _emptied_share(empty, small_to_template, template) > EMPTIED
+    )
+    if not already:
+        small_to_template = _refine(small_to_template, brain_map, head, template, with_face=True)
+    to_template = small_to_template @ np.linalg.inv(axes_matrix(view.spacing, SPACING))
 
     grid_to_small = np.linalg.inv(small_to_template) @ template.affine
     shape = template.mean.shape
-    stacked = np.stack([small, np.ones_like(small), np.where(brain, probability, 0.0)])
+    stacked = np.stack([small, np.ones_like(small), brain_map])
     scan, valid, near_brain = sample(torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape)
     seen = valid > 0.99
     average_face = torch.from_numpy(template.head & template.face_region)
@@ -90,42 +108,66 @@ def locate(values: np.ndarray, view: AslView, network: AnatomyNetwork, template:
     in_view = float((seen & average_face).sum() / average_face.sum())
     if in_view < IN_VIEW:
         raise CheckError(
-            f"Only {in_view:.0%} of the face lies in the field of view; give a scan that shows the whole face."
+            f"Only {in_view:.0%} of the face lies in the field of view; give a scan that shows all of it."
         )
-    if float((scan > skin_threshold(small, (SPACING,) * 3)).float().mean()) < 0.05:
-        raise CheckError("No head was found in the scan; give an MR scan of a whole head.")
-    skin = skin_threshold(small, (SPACING,) * 3)
+
+    average_brain = torch.from_numpy(template.brain.astype(np.float32)) > 0.5
+    here = near_brain > 0.5
+    overlap = (
+        2 * float((here & average_brain & seen).sum()) / float(here.sum() + (average_brain & seen).sum())
+    )
+    if overlap < OVERLAP:
+        raise CheckError("The scan does not look like a head; give an MR scan of a whole head.")
+    layer = dilate(here, 7) & ~dilate(here, 2) & seen & ~front
+    if float((layer & (scan > skin)).sum()) < SKULL * float(layer.sum()):
+        raise CheckError(
+            "There is a brain but no head around it; give the scan as it was before skull stripping."
+        )
 
     native_shape = values.shape
-    brain_native = resample_axes(np.where(brain, probability, 0.0), (SPACING,) * 3, view.spacing, native_shape) > 0.5
+    brain_native = resample_axes(brain_map, (SPACING,) * 3, view.spacing, native_shape) > 0.5
     template_index = np.linalg.inv(template.affine) @ to_template
-    already = defaced == "yes"
-    if defaced != "no":
-        background = values.min()
-        empty = resample_axes(values == background, view.spacing, SPACING)
-        emptied = sample(torch.from_numpy(empty)[None], grid_to_small, shape)[0] > 0.5
-        core = erode(average_face, 2) & seen
-        share = float((emptied & core).sum() / core.sum().clamp(min=1))
-        already = already or share > EMPTIED
     if already:
         near_face = dilate(front, 10)
         region = _carry(near_face.float(), template_index, native_shape) & (values == background)
         region = _closed(region, view) & ~brain_native
         if not region.any():
-            raise CheckError("The scan was called defaced, but nothing in its face is empty; use --defaced no.")
+            raise CheckError(
+                "The scan was called defaced, but nothing in its face is empty; use --defaced no."
+            )
     else:
         solid = erode(dilate((scan > skin) | ~seen, 4), 4)
         air = dilate(~_filled(solid), SKIN_DEPTH)
         wanted = torch.from_numpy(template.face_region) | (torch.from_numpy(template.window) & air)
-        wanted &= ~dilate(near_brain > 0.5, BRAIN_MARGIN)
+        wanted &= ~dilate(here, BRAIN_MARGIN)
         region = _carry(wanted.float(), template_index, native_shape) & ~brain_native
     warnings = []
     if in_view < 0.9:
-        warnings.append(f"{1 - in_view:.0%} of the face lies outside the field of view and was left as it is.")
+        warnings.append(
+            f"{1 - in_view:.0%} of the face lies outside the field of view and was left as it is."
+        )
     return Anatomy(
-        view=view, brain_mask=brain_native, face_region=region, to_template=to_template, skin=skin,
-        already_defaced=already, misfit_mm=misfit, in_view=in_view, warnings=tuple(warnings),
+        view=view,
+        brain_mask=brain_native,
+        face_region=region,
+        to_template=to_template,
+        skin=skin,
+        already_defaced=already,
+        misfit_mm=misfit,
+        in_view=in_view,
+        warnings=tuple(warnings),
     )
+
+
+def _emptied_share(empty: np.ndarray, small_to_template: np.ndarray, template: Template) -> float:
+    """The fraction of the average face's tissue in view that is empty (bool, index of the 2 mm scan)."""
+    import torch
+
+    core = erode(torch.from_numpy(template.head & template.face_region), 2)
+    stacked = torch.from_numpy(np.stack([empty, np.ones_like(empty)]).astype(np.float32))
+    emptied, seen = sample(stacked, np.linalg.inv(small_to_template) @ template.affine, template.mean.shape)
+    core &= seen > 0.99
+    return float((core & (emptied > 0.5)).sum()) / max(1, int(core.sum()))
 
 
 def _apply(network: AnatomyNetwork, small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,17 +223,83 @@ def _fit(coordinates: np.ndarray, small: np.ndarray, template: Template) -> tupl
     return matrix, misfit
 
 
+def _refine(
+    guess: np.ndarray, brain: np.ndarray, head: np.ndarray, template: Template, with_face: bool
+) -> np.ndarray:
+    """Improve the map (4, 4) index of the 2 mm scan -> template mm: brain and skull onto the average ones.
+
+    Gauss-Newton on the differences of two soft masks, brain and head, at 4 mm, first strongly smoothed, then
+    less. Masks and not intensities, so any contrast works; the neck does not count, nor does the face of a
+    scan that may have none (`with_face`). Returns the guess where the refinement runs away from it."""
+    import torch
+    from torch.nn import functional
+
+    def soft(*masks: np.ndarray | Tensor) -> Tensor:
+        stacked = torch.stack([torch.as_tensor(mask).float() for mask in masks])
+        return functional.avg_pool3d(stacked[None], 2)[0]
+
+    def blur(maps: Tensor, times: int) -> Tensor:
+        for _ in range(times):
+            maps = functional.avg_pool3d(maps[None], 3, 1, 1, count_include_pad=False)[0]
+        return maps
+
+    moving = soft(brain, head, np.ones(head.shape, dtype=np.float32))
+    fixed = soft(template.brain, template.head)
+    every = np.diag([2.0, 2.0, 2.0, 1.0])  # of the 4 mm voxels, every other one along each axis is compared
+    shape = tuple(n // 2 for n in fixed.shape[1:])
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1).reshape(-1, 3)
+    halved = np.diag([2.0, 2.0, 2.0, 1.0]) @ shift(0.25, 0.25, 0.25)  # 4 mm index -> 2 mm index
+    to_mm = template.affine @ halved @ every
+    points = np.c_[index, np.ones(len(index))] @ to_mm.T
+    away = soft(dilate(torch.from_numpy(template.face_region & template.head), 4))[0, ::2, ::2, ::2]
+    skull = (points[:, 2] > -70) & (away.reshape(-1).numpy() < 0.01)
+    if with_face:
+        skull |= (points[:, 2] > -125) & (points[:, 1] > 0)
+    map_ = np.linalg.inv(guess @ halved)  # template mm -> 4 mm index
+    start = map_.copy()
+    scaled = points / np.array([100.0, 100.0, 100.0, 1.0])  # parameters of like size
+    for times, rounds in ((4, 8), (1, 8)):
+        maps, target = blur(moving[:2], times), blur(fixed, times)[:, ::2, ::2, ::2].reshape(2, -1).numpy()
+        gradients = torch.stack([torch.stack(torch.gradient(image)) for image in maps]).reshape(
+            6, *maps.shape[1:]
+        )
+        stack = torch.cat([maps, gradients, moving[2:]])
+        for _ in range(rounds):
+            at = sample(stack, map_ @ to_mm, tuple(shape)).reshape(9, -1).numpy()
+            weights = np.stack([at[8] > 0.99, (at[8] > 0.99) & skull]).astype(np.float64)
+            normal, right = np.zeros((12, 12)), np.zeros(12)
+            for image in range(2):
+                use = weights[image] > 0
+                slope = at[2 + 3 * image : 5 + 3 * image, use].T
+                jacobian = (slope[:, :, None] * scaled[use][:, None, :]).reshape(-1, 12)
+                normal += jacobian.T @ jacobian
+                right += jacobian.T @ (target[image, use] - at[image, use])
+            damping = 1e-3 * np.trace(normal) / 12
+            step = np.linalg.solve(normal + damping * np.eye(12), right).reshape(3, 4)
+            map_[:3] += step / np.array([100.0, 100.0, 100.0, 1.0])
+            if np.abs(step).max() < 0.01:
+                break
+    moved = np.linalg.norm((points[skull] @ (map_ - start).T)[:, :3], axis=1).mean() * 2 * SPACING
+    if not np.isfinite(moved) or moved > 60:
+        return guess
+    return np.asarray(np.linalg.inv(halved @ map_))
+
+
 def _carry(grid_mask: Tensor, template_index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A mask of the template grid on the native grid: bool (A, S, L); skips slabs it does not reach."""
     first = int(np.flatnonzero(grid_mask.numpy().any((1, 2)))[0]) - 1
-    corners = np.array([[a, s, k, 1.0] for a in (0, shape[0] - 1) for s in (0, shape[1]) for k in (0, shape[2])])
+    corners = np.array(
+        [[a, s, k, 1.0] for a in (0, shape[0] - 1) for s in (0, shape[1]) for k in (0, shape[2])]
+    )
     behind = (corners @ template_index.T)[:, 0].reshape(2, -1).max(axis=1)
     start = 0
     if behind[0] < first < behind[1]:  # the A index grows along the scan: leave out what lies behind the face
         start = int((first - behind[0]) / (behind[1] - behind[0]) * (shape[0] - 1))
     result = np.zeros(shape, dtype=bool)
     part = (shape[0] - start, *shape[1:])
-    result[start:] = (sample(grid_mask[None], template_index @ shift(start, 0, 0), part, "border")[0] > 0.5).numpy()
+    result[start:] = (
+        sample(grid_mask[None], template_index @ shift(start, 0, 0), part, "border")[0] > 0.5
+    ).numpy()
     return result
 
 
@@ -223,13 +331,11 @@ def _closed(mask: np.ndarray, view: AslView) -> np.ndarray:
     return closed
 
 
-def bfloat16(device: object) -> object:
+def bfloat16(device: object) -> AbstractContextManager[Any]:
     """Autocast to bfloat16 where the processor computes in it, else nothing."""
-    import contextlib
-
     import torch
 
     kind = torch.device(str(device)).type
     if kind == "cuda" or (kind == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return torch.autocast(kind, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    return nullcontext()

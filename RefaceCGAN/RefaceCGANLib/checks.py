@@ -35,7 +35,9 @@ class Check:
         return {**entry, "limit": list(self.limit), "passed": self.passed}
 
 
-def check(original: Volume, refaced: Volume, anatomy: Anatomy, air_mask: np.ndarray, expected_ml: float) -> list[Check]:
+def check(
+    original: Volume, refaced: Volume, anatomy: Anatomy, air_mask: np.ndarray, expected_ml: float
+) -> list[Check]:
     """Compare a refaced scan with its original, both native; air_mask (A, S, L); expected_ml: tissue in the
     average head's face region, in this scan's millilitres."""
     same_geometry = (
@@ -61,7 +63,9 @@ def check(original: Volume, refaced: Volume, anatomy: Anatomy, air_mask: np.ndar
             "Voxels outside the face region would change.",
         )
     )  # fmt: skip
-    kept = 0 if anatomy.already_defaced else _untouched_tissue(before, changed, region, original, anatomy.skin)
+    kept = (
+        0 if anatomy.already_defaced else _untouched_tissue(before, changed, region, original, anatomy.skin)
+    )
     results.append(
         Check(
             "original_voxels_left", float(kept), (0, 0),
@@ -81,7 +85,12 @@ def check(original: Volume, refaced: Volume, anatomy: Anatomy, air_mask: np.ndar
     beyond = after[region]
     outside = float(np.count_nonzero((beyond < low) | (beyond > high)))
     results.append(
-        Check("voxels_out_of_range", outside, (0, 0), "Generated voxels would lie outside the scan's intensity range.")
+        Check(
+            "voxels_out_of_range",
+            outside,
+            (0, 0),
+            "Generated voxels would lie outside the scan's intensity range.",
+        )
     )
     return results
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AIR = 0.12
-"""Fraction of the way from air to the brightest tissue under which generated voxels are air (the paper: values
-below 3 of 255; ours is relative to the scan's own scale and finer, as the skin is sharpened afterwards)."""
+"""Fraction of the way from air to the brightest tissue under which generated voxels are air (the paper:
+values below 3 of 255; ours is relative to the scan's own scale and finer, as the skin is sharpened afterwards)."""
 TISSUE_SIGMA = 1.5
 """Working-grid voxels; the reach of the local tissue intensity that the skin's edge rises to."""
 SEAM_SIGMA = 2.5
@@ -48,7 +48,11 @@ class Background:
         if air.size < 100:
             air = np.array([values.min()], dtype=np.float32)
         inside = [int(length // 2) for length in values.shape]
-        spot = np.argwhere(anatomy.brain_mask[:: max(1, values.shape[0] // 64)]).mean(axis=0) if anatomy.brain_mask.any() else inside
+        spot = (
+            np.argwhere(anatomy.brain_mask[:: max(1, values.shape[0] // 64)]).mean(axis=0)
+            if anatomy.brain_mask.any()
+            else inside
+        )
         centre = [int(spot[0] * max(1, values.shape[0] // 64)), int(spot[1]), int(spot[2])]
         reach = [max(8, int(25 / mm)) for mm in anatomy.view.spacing]
         box = tuple(
@@ -131,7 +135,9 @@ def compose(
     signal = values - scale.low
     quiet = rng.choice(background.air, size=values.shape)
     magnitude = np.abs(signal + grain) + scale.low
-    values = np.where(air, np.maximum(quiet, np.where(signal > 0.02 * (scale.high - scale.low), magnitude, 0)), magnitude)
+    values = np.where(
+        air, np.maximum(quiet, np.where(signal > 0.02 * (scale.high - scale.low), magnitude, 0)), magnitude
+    )
     air_mask = np.zeros(anatomy.face_region.shape, dtype=bool)
     air_mask[anatomy.face_region] = air
     return Composed(values=values.astype(np.float32), air_mask=air_mask)

@@ -71,7 +71,9 @@ class AslView:
         return result
 
 
-def axis_weights(length: int, spacing: float, target_spacing: float, target_length: int | None = None) -> np.ndarray:
+def axis_weights(
+    length: int, spacing: float, target_spacing: float, target_length: int | None = None
+) -> np.ndarray:
     """Weights (target_length, length) that resample one axis linearly, wider where it gets coarser.
 
     The first voxels' outer borders coincide. Each row sums to 1, also at the ends."""
@@ -85,8 +87,12 @@ def axis_weights(length: int, spacing: float, target_spacing: float, target_leng
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def resample_axes(array: np.ndarray, spacing: tuple[float, ...], target: float | tuple[float, ...],
-                  shape: tuple[int, ...] | None = None) -> np.ndarray:
+def resample_axes(
+    array: np.ndarray,
+    spacing: tuple[float, ...],
+    target: float | tuple[float, ...],
+    shape: tuple[int, ...] | None = None,
+) -> np.ndarray:
     """Resample an array to another voxel size along its own axes: (A, S, L) -> float32, anti-aliased."""
     from scipy.sparse import csr_matrix
 

@@ -62,11 +62,22 @@ class Model:
         card = path / CARD
         try:
             content = json.loads(card.read_text(encoding="utf-8"))
-            needed = {"id", "files", "generator", "anatomy", "working_grid", "sub_volume", "condition", "dropout"}
+            needed = {
+                "id",
+                "files",
+                "generator",
+                "anatomy",
+                "working_grid",
+                "sub_volume",
+                "condition",
+                "dropout",
+            }
             missing = needed - set(content)
         except FileNotFoundError:
             known = ", ".join(sorted(p.parent.name for p in folder().glob(f"*/{CARD}"))) or "none"
-            raise InputError(f"There is no model {name}; installed are: {known}, or give the path of a card.") from None
+            raise InputError(
+                f"There is no model {name}; installed are: {known}, or give the path of a card."
+            ) from None
         except (ValueError, TypeError, OSError):
             raise InputError(f"{card} is not a readable model card; install the model again.") from None
         if missing:
@@ -88,7 +99,9 @@ class Model:
         except OSError:
             raise InputError(f"{path} is missing or unreadable; install the model again.") from None
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise InputError(f"{path} is not the file its model card describes (SHA-256 differs); install the model again.")
+            raise InputError(
+                f"{path} is not the file its model card describes (SHA-256 differs); install the model again."
+            )
         return content
 
     def _network(self, role: str) -> nn.Module:
@@ -101,7 +114,9 @@ class Model:
         try:
             network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
         except RuntimeError:
-            raise InputError(f"The {role} weights of model {self.id} do not fit its card; install the model again.") from None
+            raise InputError(
+                f"The {role} weights of model {self.id} do not fit its card; install the model again."
+            ) from None
         return network.eval().requires_grad_(False)
 
     @cached_property

@@ -215,7 +215,11 @@ class AnatomyNetwork(nn.Module):
         self.enter = self._block(8 + 3, filters[0])
         self.down = nn.ModuleList(
             nn.Sequential(
-                nn.Conv3d(a, b, 2, stride=2), self._norm(b), nn.LeakyReLU(LEAK), self._block(b, b), self._block(b, b)
+                nn.Conv3d(a, b, 2, stride=2),
+                self._norm(b),
+                nn.LeakyReLU(LEAK),
+                self._block(b, b),
+                self._block(b, b),
             )
             for a, b in zip(filters[:-1], filters[1:], strict=True)
         )
@@ -258,7 +262,9 @@ class AnatomyNetwork(nn.Module):
             y = down(y)
             skips.append(y)
         skips.pop()
-        for narrow, merge in self.up:  # type: ignore[misc]
+        narrow: nn.Module
+        merge: nn.Module
+        for narrow, merge in self.up:  # type: ignore[misc,assignment]
             y = functional.interpolate(narrow(y), scale_factor=2.0, mode="trilinear", align_corners=False)
             y = merge(torch.cat([y, skips.pop()], dim=1))
         y = self.leave(y).float()

@@ -137,9 +137,7 @@ class Refacer:
         loaded = model if isinstance(model, Model) else Model.load(model)
         return cls(loaded, _device(device))
 
-    def prepare(
-        self, volume: Volume, defaced: str = "auto", progress: Progress | None = None
-    ) -> Prepared:
+    def prepare(self, volume: Volume, defaced: str = "auto", progress: Progress | None = None) -> Prepared:
         """Anatomy, defacing and normalisation: everything that does not depend on the face to be drawn.
 
         defaced: "auto", "yes" or "no": has the face been removed already? Raises CheckError (no head, no brain,
@@ -218,7 +216,9 @@ class Refacer:
             )  # fmt: skip
             stored = original.stored.copy()
             lowest, highest = original.stored.min(), original.stored.max()
-            anatomy.view.to_asl(stored)[anatomy.face_region] = original.to_stored(composed.values).clip(lowest, highest)
+            anatomy.view.to_asl(stored)[anatomy.face_region] = original.to_stored(composed.values).clip(
+                lowest, highest
+            )
             refaced = original.with_stored(stored)
         with timer("check", 0.95, 1.0):
             checks = check(original, refaced, anatomy, composed.air_mask, prepared.expected_ml)
@@ -241,7 +241,9 @@ class Refacer:
             "already_defaced": anatomy.already_defaced,
             "brain_voxels_changed": int(_value(checks, "brain_voxels_changed")),
             "voxels_changed": int(np.count_nonzero(stored != original.stored)),
-            "face_region_ml": round(float(np.count_nonzero(region)) * float(np.prod(original.spacing)) / 1000, 1),
+            "face_region_ml": round(
+                float(np.count_nonzero(region)) * float(np.prod(original.spacing)) / 1000, 1
+            ),
             "template_misfit_mm": round(anatomy.misfit_mm, 2),
             "checks": [entry.report() for entry in checks],
             "forced": force and not all(entry.passed for entry in checks),

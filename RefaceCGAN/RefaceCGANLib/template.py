@@ -27,7 +27,7 @@ class Template:
     """All arrays (A, S, L) on the template grid unless said otherwise.
 
     affine: (4, 4) template-grid index -> RAS+ mm.  mean: average head, -1 (air) to 1.  head: bool, inside the
-    average skin.  face_region: bool, the voxels to empty and generate in the average head.  window: bool, where
+    average skin.  brain: 0..1, how often a voxel is brain.  face_region: bool, the voxels to empty and generate in the average head.  window: bool, where
     skin counts as face.  weight: 0..1, how far a random shape may move a voxel (0 at the border to kept tissue).
     modes: (K, 3, a, s, l) and mode_mean: (3, a, s, l) displacements in RAS mm: the face of code c at y shows
     the average head at y + weight * (mode_mean + sum c_k modes_k)(y).
@@ -36,6 +36,7 @@ class Template:
     affine: np.ndarray
     mean: np.ndarray
     head: np.ndarray
+    brain: np.ndarray
     face_region: np.ndarray
     window: np.ndarray
     weight: np.ndarray
@@ -60,7 +61,7 @@ class Template:
         affine = self.affine.copy()
         affine[:3, 3] = (self.affine @ np.r_[first, 1.0])[:3]
         coarse = tuple(slice(s.start // MODE_SPACING, s.stop // MODE_SPACING) for s in spans)
-        names = ("mean", "head", "face_region", "window", "weight")
+        names = ("mean", "head", "brain", "face_region", "window", "weight")
         return Template(
             affine=affine,
             modes=self.modes[(slice(None), slice(None), *coarse)],

@@ -1,14 +1,20 @@
-"""Fixtures shared by all tests: where the real heads lie, and the skip when they are not there."""
+"""Fixtures shared by all tests: where the real heads and the model lie, and the skip when they are not there."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from RefaceCGANLib import Refacer, Result, Volume, checks, cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEADS = Path(os.environ.get("REFACECGAN_HEADS", REPOSITORY.parent / "shared" / "heads"))
+MODEL = REPOSITORY / "RefaceCGAN" / "Resources" / "Models" / "default"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,3 +29,62 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def heads() -> Path:
     """Folder with train/, val/ and native/ (tests that use it carry the mark `heads`)."""
     return HEADS
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Iterator[Path]:
+    """Folder of the default model, or of the one in REFACECGAN_TEST_MODEL, whose faces may be poor."""
+    elsewhere = os.environ.get("REFACECGAN_TEST_MODEL")
+    if (MODEL / "card.json").is_file():
+        yield MODEL
+    elif elsewhere:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checks, "FACE_RATIO", (0.0, 100.0))
+            yield Path(elsewhere)
+    else:
+        pytest.skip(f"there is no model in {MODEL}, and REFACECGAN_TEST_MODEL names none")
+
+
+@pytest.fixture(scope="session")
+def refacer(model_dir: Path) -> Refacer:
+    """The model, loaded once, on the processor."""
+    return Refacer.from_pretrained(model_dir, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def head() -> Path:
+    """A whole head at 2 mm: the sample head, or a real one while that is missing."""
+    sample = REPOSITORY / "Resources" / "SampleData" / cli.SAMPLE_HEAD
+    real = HEADS / "val" / "ixi094.nii.gz"
+    for path in (sample, real):
+        if path.is_file():
+            return path
+    pytest.skip(f"there is neither {sample} nor {real}")
+
+
+@pytest.fixture(scope="session")
+def result(refacer: Refacer, head: Path) -> Result:
+    """The head, refaced with seed 7."""
+    return refacer.reface(Volume.read(head), seed=7)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call of the command line came to."""
+
+    status: int
+    out: list[str]
+    err: list[str]
+
+
+@pytest.fixture(scope="session")
+def refacecgan() -> Callable[..., Call]:
+    """Call the command line in this process: refacecgan("reface", path, ...)."""
+
+    def call(*arguments: object) -> Call:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = cli.main([str(argument) for argument in arguments])
+        return Call(status, out.getvalue().splitlines(), err.getvalue().splitlines())
+
+    return call

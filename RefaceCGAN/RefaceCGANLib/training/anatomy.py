@@ -10,6 +10,7 @@ import copy
 import logging
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..anatomy import bfloat16, scale_input
+from ..grid import dilate
 from ..networks import AnatomyNetwork
-from .template import PreparedHead, Template
+from ..template import Template
 
 log = logging.getLogger(__name__)
 GRID = (128, 128, 96)
 """Shape (A, S, L) of one training example at 2 mm."""
+HEAD_MARGIN = 2
+"""Voxels of the template grid: coordinates count this far outside the average skin, where the air mask is."""
+
+
+@dataclass(frozen=True)
+class PreparedHead:
+    """One training head along its own axes at 2 mm, arrays (A, S, L).
+
+    image: any intensities, air near 0.  brain: bool or 0 and 1.  index_to_template: (4, 4) index -> template
+    RAS mm, the affine map that fits best."""
+
+    name: str
+    image: np.ndarray
+    brain: np.ndarray
+    index_to_template: np.ndarray
+
+    @classmethod
+    def read(cls, path: str | Path) -> PreparedHead:
+        path = Path(path)
+        with np.load(path, allow_pickle=False) as data:
+            return cls(path.stem, data["image"], data["brain"], data["index_to_template"])
+
+
+def inside_head(template: Template, coordinates: Tensor) -> Tensor:
+    """Which template points (..., 3), RAS mm, lie in the average head or close to it: bool (...)."""
+    head = dilate(torch.from_numpy(template.head), HEAD_MARGIN).numpy()
+    return template.sample(head, coordinates) > 0.5
 
 
 def rotation(angles: np.ndarray) -> np.ndarray:
@@ -141,35 +171,35 @@ def example(
     if rng.random() < 0.35 * difficulty:
         x = x.masked_fill(removed_face(coordinates, b, rng), 0.0)
     x = degrade(x, rng, difficulty) * seen
-    inside = template.inside_head(coordinates) & seen[0, 0]
+    inside = inside_head(template, coordinates) & seen[0, 0]
     half = functional.avg_pool3d(inside.float()[None, None], 2)
     target = functional.avg_pool3d(coordinates.permute(3, 0, 1, 2)[None], 2) / 100.0
     return scale_input(x), b * seen, target, half * (half > 0.5)
 
 
-def scale_input(image: Tensor) -> Tensor:
-    """The intensity rule of the anatomy network: 99th percentile of the voxels to 1, at most 1.5."""
-    some = image[..., ::2, ::2, ::2].flatten()
-    high = torch.topk(some, max(1, some.numel() // 100)).values[-1].clamp(min=1e-6)
-    return (image / high).clamp(0, 1.5)
-
-
 def train(
     heads: list[PreparedHead], template: Template, folder: Path, settings: dict[str, Any]
 ) -> AnatomyNetwork:
-    """Train the anatomy network; writes `checkpoint.pt` into `folder` (and resumes from it)."""
+    """Train the anatomy network; writes `checkpoint.pt` into `folder` (and resumes from it).
+
+    `settings`: seed, steps, learning_rate, filters; and where wanted device (a torch.device, else the
+    processor) and init (a state dict to start from). Returns the network with averaged weights."""
     seed, steps, rate = int(settings["seed"]), int(settings["steps"]), float(settings["learning_rate"])
+    device = torch.device(settings.get("device", "cpu"))
     torch.manual_seed(seed)
     network = AnatomyNetwork(settings["filters"])
+    if settings.get("init"):
+        network.load_state_dict(settings["init"])
+    network = network.to(device)
     average = copy.deepcopy(network).requires_grad_(False)
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.05)
     checkpoint = folder / "checkpoint.pt"
     start = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        for part, name in ((network, "network"), (average, "average")):
+            part.load_state_dict({"scale": torch.ones(3)} | state[name])  # the first checkpoints had no scale
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         start = int(state["step"])
@@ -180,8 +210,8 @@ def train(
         head = heads[int(rng.integers(len(heads)))]
         torch.manual_seed(seed * 1_000_003 + step)
         difficulty = min(1.0, step / (0.4 * steps))
-        x, brain, target, weight = example(head, template, rng, difficulty)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        x, brain, target, weight = (part.to(device) for part in example(head, template, rng, difficulty))
+        with bfloat16(device):
             logits, coordinates = network(x)
         probability = torch.sigmoid(logits)
         overlap = 2 * (probability * brain).sum() / (probability.sum() + brain.sum() + 1)

@@ -42,9 +42,9 @@ OVERLAP = 2
 @dataclass(frozen=True)
 class Example:
     """condition (1, 3, A, S, L): defaced head, emptied voxels as 1, average head in the wanted shape;
-    target (1, 1, A, S, L): the head with its face.  Then two masks of that shape: region, the face region where
-    the target is known, and loss_region, the same and `OVERLAP` voxels beyond, so that the generator also
-    answers for the tissue at the border (composition takes the seam out by what it says there)."""
+    target (1, 1, A, S, L): the head with its face.  Then two masks of that shape: region, the face region
+    where the target is known, and loss_region, the same and `OVERLAP` voxels beyond, so that the generator
+    also answers for the tissue at the border (composition takes the seam out by what it says there)."""
 
     condition: Tensor
     target: Tensor
