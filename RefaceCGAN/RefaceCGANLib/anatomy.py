@@ -33,6 +33,8 @@ BRAIN_MARGIN = 3
 """Voxels of the template grid (2 mm): the face region keeps this far from the brain mask."""
 SKIN_DEPTH = 3
 """Voxels of the template grid: at least this much of the scan's own skin is in the face region."""
+SMOOTHING = 0.7
+"""Voxels of the anatomy grid: takes the roughness off the brain probability."""
 BRAIN_ML = (400.0, 2600.0)
 """A brain outside this range is no brain."""
 SCALES = (0.6, 1.6)
@@ -97,6 +99,7 @@ def locate(
     if not already:
         small_to_template = _refine(small_to_template, brain_map, head, template, with_face=True)
     to_template = small_to_template @ np.linalg.inv(axes_matrix(view.spacing, SPACING))
+    brain_map = _agreed(probability, small_to_template, template)
 
     grid_to_small = np.linalg.inv(small_to_template) @ template.affine
     shape = template.mean.shape
@@ -223,6 +226,22 @@ def _fit(coordinates: np.ndarray, small: np.ndarray, template: Template) -> tupl
     return matrix, misfit
 
 
+def _agreed(probability: np.ndarray, small_to_template: np.ndarray, template: Template) -> np.ndarray:
+    """The brain probability once the scan is aligned: what the network saw and how often the average head has
+    brain there, as independent evidence (their log odds add up). Zero away from the largest part."""
+    import torch
+    from scipy import ndimage
+
+    average = torch.from_numpy(template.brain.astype(np.float32))[None]
+    index = np.linalg.inv(template.affine) @ small_to_template
+    prior = sample(average, index, probability.shape)[0].numpy().clip(1e-3, 1 - 1e-3)
+    seen = ndimage.gaussian_filter(probability, SMOOTHING).clip(1e-3, 1 - 1e-3)
+    odds = seen / (1 - seen) * prior / (1 - prior)
+    both = odds / (1 + odds)
+    near = ndimage.binary_dilation(_main_part(both > 0.5))
+    return np.where(near, both, 0.0).astype(np.float32)
+
+
 def _refine(
     guess: np.ndarray, brain: np.ndarray, head: np.ndarray, template: Template, with_face: bool
 ) -> np.ndarray:
@@ -255,8 +274,8 @@ def _refine(
     skull = (points[:, 2] > -70) & (away.reshape(-1).numpy() < 0.01)
     if with_face:
         skull |= (points[:, 2] > -125) & (points[:, 1] > 0)
-    map_ = np.linalg.inv(guess @ halved)  # template mm -> 4 mm index
-    start = map_.copy()
+    mapping = np.linalg.inv(guess @ halved)  # template mm -> 4 mm index
+    start = mapping.copy()
     scaled = points / np.array([100.0, 100.0, 100.0, 1.0])  # parameters of like size
     for times, rounds in ((4, 8), (1, 8)):
         maps, target = blur(moving[:2], times), blur(fixed, times)[:, ::2, ::2, ::2].reshape(2, -1).numpy()
@@ -265,7 +284,7 @@ def _refine(
         )
         stack = torch.cat([maps, gradients, moving[2:]])
         for _ in range(rounds):
-            at = sample(stack, map_ @ to_mm, tuple(shape)).reshape(9, -1).numpy()
+            at = sample(stack, mapping @ to_mm, tuple(shape)).reshape(9, -1).numpy()
             weights = np.stack([at[8] > 0.99, (at[8] > 0.99) & skull]).astype(np.float64)
             normal, right = np.zeros((12, 12)), np.zeros(12)
             for image in range(2):
@@ -276,13 +295,13 @@ def _refine(
                 right += jacobian.T @ (target[image, use] - at[image, use])
             damping = 1e-3 * np.trace(normal) / 12
             step = np.linalg.solve(normal + damping * np.eye(12), right).reshape(3, 4)
-            map_[:3] += step / np.array([100.0, 100.0, 100.0, 1.0])
+            mapping[:3] += step / np.array([100.0, 100.0, 100.0, 1.0])
             if np.abs(step).max() < 0.01:
                 break
-    moved = np.linalg.norm((points[skull] @ (map_ - start).T)[:, :3], axis=1).mean() * 2 * SPACING
+    moved = np.linalg.norm((points[skull] @ (mapping - start).T)[:, :3], axis=1).mean() * 2 * SPACING
     if not np.isfinite(moved) or moved > 60:
         return guess
-    return np.asarray(np.linalg.inv(halved @ map_))
+    return np.asarray(np.linalg.inv(halved @ mapping))
 
 
 def _carry(grid_mask: Tensor, template_index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

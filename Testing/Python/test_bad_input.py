@@ -1,4 +1,4 @@
-"""What bad input gets: the right exit status, one sentence, no output, no temporary file, no input touched."""
+"""What bad input gets: status and sentence as designed, no output, nothing left behind, no input touched."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def turned(head: Path, labels: Path, degrees: float) -> Volume:
         order = nib.orientations.io_orientation(volume.affine)
         to_ras = nib.orientations.ornt_transform(order, nib.orientations.axcodes2ornt("RAS"))
         values = nib.orientations.apply_orientation(volume.array, to_ras)
-        return ndimage.rotate(values, degrees, axes=(0, 1), order=0)
+        return ndimage.rotate(values, -degrees, axes=(0, 1), order=0)
 
     x, y, _ = (part.max() + 5 for part in np.nonzero(aside(labels)))
     return Volume.from_array(aside(head)[:x, :y].astype(np.int16), AFFINE)

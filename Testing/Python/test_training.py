@@ -239,14 +239,15 @@ class TestAnatomyExamples:
 
 
 class TestTrainer:
-    def test_a_resumed_run_equals_an_uninterrupted_one(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_a_resumed_run_equals_an_uninterrupted_one(self, tmp_path: Path, channels_last: bool) -> None:
         folders = [tmp_path / name for name in ("whole", "parts")]
         for folder in folders:
             folder.mkdir()
-        whole = trainer(folders[0])
+        whole = trainer(folders[0], channels_last=channels_last)
         whole.run()
-        trainer(folders[1], iterations=5).run()
-        parts = trainer(folders[1])
+        trainer(folders[1], iterations=5, channels_last=channels_last).run()
+        parts = trainer(folders[1], channels_last=channels_last)
         assert parts.step == 5
         parts.run()
         for name in ("generator", "average", "discriminator"):

@@ -105,6 +105,7 @@ KEYS: dict[str, dict[str, Any]] = {
             "tensorboard": Key(bool, False),
             "pictures_every": Key(int, 500, 1),
             "bf16": Key(bool, True),
+            "channels_last": Key(bool, False),
         },
     },
 }
@@ -181,7 +182,7 @@ def _value(value: Any, key: Key, where: str) -> Any:
 
 
 def run(config: str | Path) -> None:
-    """Train what the configuration file `config` describes, to the end, going on where an earlier run stopped.
+    """Train what the file `config` describes to the end, going on where an earlier run stopped.
 
     In the configured folder: for a template what `build_template` writes; for a network checkpoint.pt, and at
     the end its weights, anatomy.pt or generator.pt (float16); always training.json: all settings and the

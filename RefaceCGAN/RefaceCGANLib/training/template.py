@@ -45,7 +45,7 @@ TEMPLATE_SCALE = (1 / 1.09, 1 / 1.08, 1 / 1.21)
 GRID_SHAPE = (128, 128, 96)
 GRID_AFFINE = np.array([[0, 0, -2, 95], [2, 0, 0, -130], [0, 2, 0, -150], [0, 0, 0, 1.0]])
 """The template grid: shape (A, S, L) and index -> template RAS mm. Its middle plane along L is x = 0."""
-WORKING_SPANS = (slice(28, 124), slice(8, 120), slice(0, 96))
+WORKING_SPANS = (slice(32, 128), slice(0, 96), slice(0, 96))
 """The part of the template grid that is the working grid of the generator."""
 SPACING = 2.0
 """mm; of the template grid, and of the prepared heads along their own axes."""

@@ -53,8 +53,9 @@ class Trainer:
     iterations), reconstruction_iterations (the first ones without the discriminator, so that there is a face
     before it is judged), learning_rate, cosine_period, loss_lambda, feature_matching, average_decay (of the
     weights that are kept), save_every; and where wanted save_epochs (`generator-epochNN.pt` each so many
-    epochs), tensorboard (log losses, and pictures every pictures_every iterations), and bf16 (false: float32
-    even where bfloat16 is fast).
+    epochs), tensorboard (log losses, and pictures every pictures_every iterations), bf16 (false: float32 even
+    where bfloat16 is fast), and channels_last (the memory layout; always on CUDA, and on processors with
+    bfloat16 one and a half times as fast).
     """
 
     def __init__(
@@ -67,7 +68,8 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self.generator, self.discriminator = generator.to(device), discriminator.to(device)
-        if device.type == "cuda":
+        self.channels_last = device.type == "cuda" or bool(settings.get("channels_last"))
+        if self.channels_last:
             for network in (self.generator, self.discriminator):
                 network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = copy.deepcopy(generator).requires_grad_(False)
@@ -199,7 +201,7 @@ class Trainer:
         """One optimisation step of both networks on one example; returns the losses."""
         condition, target = example.condition.to(self.device), example.target.to(self.device)
         region, known = example.region.to(self.device), example.loss_region.to(self.device)
-        if self.device.type == "cuda":
+        if self.channels_last:
             condition = condition.contiguous(memory_format=torch.channels_last_3d)
         optimiser_g, optimiser_d = self.optimisers
         autocast = bfloat16(self.device) if self.settings.get("bf16", True) else nullcontext()
