@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where the real heads and the model lie, and the skip when they are not there."""
+"""Fixtures shared by all tests: where the heads and the model lie, and the skip when they are not there."""
 
 from __future__ import annotations
 

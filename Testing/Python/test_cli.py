@@ -453,9 +453,11 @@ def test_models_lists_id_size_and_working_grid(
     call = refacecgan("models")
     assert call.status == 0
     assert call.out[0].split() == ["id", "description", "licence", "size", "working", "grid"]
-    size = sum(file.stat().st_size for file in model_dir.iterdir() if file.suffix in (".pt", ".npz")) / 1e6
-    [line] = [line for line in call.out[1:] if line.startswith(f"{models.Model.load(model_dir).id} ")]
-    assert f"{size:.1f} MB" in line and "2 mm, 96x112x96" in line
+    model = models.Model.load(model_dir)
+    size = sum((model_dir / entry["file"]).stat().st_size for entry in model.card["files"].values()) / 1e6
+    [line] = [line for line in call.out[1:] if line.startswith(f"{model.id} ")]
+    assert f"{size:.1f} MB" in line
+    assert line.endswith(" mm, " + "x".join(map(str, model.card["working_grid"]["shape"])))
 
 
 # --- when things go wrong ---------------------------------------------------------------------------------

@@ -209,7 +209,8 @@ def train(
         rng = np.random.default_rng([seed, step])
         head = heads[int(rng.integers(len(heads)))]
         torch.manual_seed(seed * 1_000_003 + step)
-        difficulty = min(1.0, step / (0.4 * steps))
+        # easy and hard scans side by side; the hardest only once there is something to build on
+        difficulty = float(rng.uniform(0, 1)) * min(1.0, 0.3 + step / (0.3 * steps))
         x, brain, target, weight = (part.to(device) for part in example(head, template, rng, difficulty))
         with bfloat16(device):
             logits, coordinates = network(x)
@@ -218,7 +219,7 @@ def train(
         brain_loss = functional.binary_cross_entropy_with_logits(logits, brain) + 0.3 * (1 - overlap)
         error = functional.smooth_l1_loss(coordinates, target, beta=0.05, reduction="none").mean(1, True)
         coordinate_loss = (error * weight).sum() / (weight.sum() + 1)
-        loss = brain_loss + 4.0 * coordinate_loss
+        loss = brain_loss + coordinate_loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
