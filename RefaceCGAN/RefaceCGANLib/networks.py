@@ -81,9 +81,10 @@ class Generator(nn.Module):
 
     4x4x4 convolutions of stride 2 with instance norm and LeakyReLU 0.2 go down `levels` times, residual
     blocks with dropout between them form the bottleneck, upsampling with skip connections goes back up, tanh
-    ends it (Molchanova et al. 2023, section 2.2; Cirillo et al. 2020). Two things are ours, each chosen in
-    the model card: `upsampling` "resize" (no checkerboard; the paper's is "transposed"), and `detail`, a
-    pair of 3x3x3 convolutions that see the input at full resolution (0 channels: none, as in the paper).
+    ends it (Molchanova et al. 2023, section 2.2; Cirillo et al. 2020). Three things are ours, each chosen in
+    the model card: `upsampling` "resize" (no checkerboard; the paper's is "transposed"); `detail`, a pair of
+    3x3x3 convolutions that see the input at full resolution (0 channels: none, as in the paper); and
+    `residual`, the input channel that the network corrects instead of painting from nothing (none).
 
     Input (N, channels_in, A, S, L), each axis a multiple of 2**levels; output (N, 1, A, S, L) in [-1, 1].
     """
@@ -98,8 +99,10 @@ class Generator(nn.Module):
         dropout: float = 0.25,
         upsampling: str = "transposed",
         detail: int = 0,
+        residual: int | None = None,
     ) -> None:
         super().__init__()
+        self.residual = residual
         widths = [min(filters * 2**level, filters_max) for level in range(levels)]
         self.down = nn.ModuleList()
         previous = channels_in
@@ -147,7 +150,10 @@ class Generator(nn.Module):
         y = self.last(y)
         if self.detail is not None:
             y = self.detail(torch.cat([functional.leaky_relu(y, LEAK), x], dim=1))
-        return torch.tanh(y.float())
+        y = y.float()
+        if self.residual is not None:
+            y = y + torch.atanh(x[:, self.residual : self.residual + 1].float().clamp(-0.99, 0.99))
+        return torch.tanh(y)
 
 
 class Discriminator(nn.Module):

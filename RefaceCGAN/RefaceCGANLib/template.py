@@ -72,18 +72,19 @@ class Template:
     def displacement(self, code: np.ndarray, with_mean: bool = True) -> Tensor:
         """The displacement of a face of shape `code` (K,): tensor (3, A, S, L) in voxels along A, S, L,
         already multiplied by `weight`. Without the mean: how it differs from the average face."""
+        modes = self.modes.reshape(len(self.modes), -1).astype(np.float32)
+        field = (np.asarray(code, np.float32) @ modes).reshape(self.mode_mean.shape)
+        return self.weighted(field + self.mode_mean if with_mean else field)
+
+    def weighted(self, field: np.ndarray) -> Tensor:
+        """A displacement field (3, a, s, l) in RAS mm, on a coarser grid over the same space, as tensor
+        (3, A, S, L) in voxels along A, S, L, multiplied by `weight`."""
         import torch
         from torch.nn import functional
 
-        modes = self.modes.reshape(len(self.modes), -1).astype(np.float32)
-        field = (np.asarray(code, np.float32) @ modes).reshape(self.mode_mean.shape)
-        if with_mean:
-            field = field + self.mode_mean
         to_voxels = np.linalg.inv(self.affine[:3, :3]).astype(np.float32)
-        field = np.tensordot(to_voxels, field.astype(np.float32), 1)
-        full = functional.interpolate(
-            torch.from_numpy(field)[None], size=self.mean.shape, mode="trilinear", align_corners=False
-        )[0]
+        coarse = torch.from_numpy(np.tensordot(to_voxels, field.astype(np.float32), 1))[None]
+        full = functional.interpolate(coarse, size=self.mean.shape, mode="trilinear", align_corners=False)[0]
         return full * torch.from_numpy(self.weight.astype(np.float32))
 
     def prior(self, code: np.ndarray) -> Tensor:

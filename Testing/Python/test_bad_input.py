@@ -198,13 +198,18 @@ def knee() -> Volume:
     return Volume.from_array(np.hypot(values + noise[0], noise[1]).astype(np.int16), affine)
 
 
+def no_head(sentence: str) -> None:
+    """It is refused for what it is, and not for a drawn face that happened to fail a check."""
+    assert "another seed" not in sentence
+
+
 @pytest.mark.heads
 def test_a_skull_stripped_brain(
     refused: Callable, heads: Path, model_dir: Path, tmp_path: Path, outputs: list
 ) -> None:
     scan = tmp_path / "brain.nii.gz"
     skull_stripped(heads / "val" / "ixi095.nii.gz", heads / "val" / "ixi095_seg.nii.gz").write(scan)
-    refused("reface", scan, *outputs, "--model", model_dir, status=3, words="head")
+    no_head(refused("reface", scan, *outputs, "--model", model_dir, status=3))
 
 
 @pytest.mark.heads
@@ -214,20 +219,20 @@ def test_a_head_turned_so_that_its_face_is_outside(
 ) -> None:
     scan = tmp_path / "aside.nii.gz"
     turned(heads / "val" / "ixi095.nii.gz", heads / "val" / "ixi095_seg.nii.gz", degrees).write(scan)
-    refused("reface", scan, *outputs, "--model", model_dir, status=3)
+    no_head(refused("reface", scan, *outputs, "--model", model_dir, status=3))
 
 
 def test_a_knee(refused: Callable, model_dir: Path, tmp_path: Path, outputs: list) -> None:
     scan = tmp_path / "knee.nii.gz"
     knee().write(scan)
-    refused("reface", scan, *outputs, "--model", model_dir, status=3, words="head")
-    refused("deface", scan, tmp_path / "out" / "knee.nii.gz", "--model", model_dir, status=3, words="head")
+    no_head(refused("reface", scan, *outputs, "--model", model_dir, status=3))
+    no_head(refused("deface", scan, tmp_path / "out" / "knee.nii.gz", "--model", model_dir, status=3))
 
 
 def test_noise_even_if_forced(refused: Callable, model_dir: Path, tmp_path: Path, outputs: list) -> None:
     """There is nothing to force where no head is found."""
     scan = nifti(tmp_path / "noise.nii.gz", blob((80, 80, 80)))
-    refused("reface", scan, *outputs, "--force", "--model", model_dir, status=3, words="head")
+    no_head(refused("reface", scan, *outputs, "--force", "--model", model_dir, status=3))
 
 
 # --- weights ----------------------------------------------------------------------------------------------

@@ -75,8 +75,8 @@ def small_template() -> Template:
 def small_head(name: str = "one") -> WorkingHead:
     rng = np.random.default_rng(1)
     image = np.where(ball(10), rng.uniform(-0.5, 1.0, SHAPE), -1.0).astype(np.float16)
-    code = rng.standard_normal(4).astype(np.float32)
-    return WorkingHead(name, image, np.ones(SHAPE, bool), ball(6), code, -code)
+    shape = rng.standard_normal((3, *(n // 4 for n in SHAPE))).astype(np.float16)
+    return WorkingHead(name, image, np.ones(SHAPE, bool), ball(6), shape)
 
 
 def small_networks(seed: int = 0) -> tuple[Generator, Discriminator]:
@@ -171,7 +171,7 @@ class TestExamples:
         template, plain = small_template(), small_head()
         marked = WorkingHead(
             "marked", np.where(plain.brain, 1.0, -1.0).astype(np.float16), plain.valid, plain.brain,
-            plain.code, plain.code_mirrored,
+            plain.shape,
         )  # fmt: skip
         made = example(marked, template, np.random.default_rng(seed))
         brain = made.target > 0  # the brain alone is bright, and it moved with the scan
@@ -182,7 +182,7 @@ class TestExamples:
         plain = small_head()
         valid = plain.valid.copy()
         valid[-4:] = False
-        cut = WorkingHead("cut", plain.image, valid, plain.brain, plain.code, plain.code_mirrored)
+        cut = WorkingHead("cut", plain.image, valid, plain.brain, plain.shape)
         made = example(cut, small_template(), np.random.default_rng(0))
         assert made.region[:, :, -1].sum() == 0
         assert made.loss_region[:, :, -1].sum() == 0
@@ -391,7 +391,7 @@ class TestConfig:
         head = small_head()
         np.savez(
             tmp_path / "heads" / "one.npz", image=head.image, valid=head.valid, brain=head.brain,
-            code=head.code, code_mirrored=head.code_mirrored,
+            shape=head.shape,
         )  # fmt: skip
         return tmp_path
 

@@ -87,6 +87,7 @@ KEYS: dict[str, dict[str, Any]] = {
             "dropout": Key(float, 0.25, 0, 0.99),
             "upsampling": Key(str, "transposed"),
             "detail": Key(int, 0, 0),
+            "residual": Key(int, None, 0),
         },
         "discriminator": {"filters": Key(int, 64, 1), "levels": Key(int, 3, 1)},
         "training": {
@@ -99,6 +100,7 @@ KEYS: dict[str, dict[str, Any]] = {
             "cosine_period": Key(int, 1000, 1),
             "loss_lambda": Key(float, 0.015, 0),
             "feature_matching": Key(float, 0.0, 0),
+            "adversarial_weight": Key(float, 1.0, 0),
             "average_decay": Key(float, 0.0, 0, 1),
             "save_every": Key(int, 100, 1),
             "save_epochs": Key(int, 0, 0),
@@ -358,7 +360,7 @@ def _draw_working(settings: dict[str, Any]) -> Source:
     heads: list[WorkingHead] = []
     for path in _files(settings, "heads", (".npz",)):
         heads.append(_arrays(settings, "heads", WorkingHead.read, path))
-        if heads[-1].image.shape != template.mean.shape or len(heads[-1].code) != template.modes_count:
+        if heads[-1].image.shape != template.mean.shape:
             raise _wrong(settings, "heads", f"has {path}, which was made with another template")
 
     def draw(rng: np.random.Generator) -> Example:

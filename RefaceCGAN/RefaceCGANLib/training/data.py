@@ -19,15 +19,14 @@ class WorkingHead:
     """One training head on the working grid, arrays (A, S, L).
 
     image: -1 to 1 by the intensity rule.  valid: bool, inside the field of view and free of defects.
-    brain: bool.  code, code_mirrored: (K,) the shape of its face, and that of its mirror image.
+    brain: bool.  shape: (3, A/2, S/2, L/2) RAS mm, the displacement that gives the average head this face.
     """
 
     name: str
     image: np.ndarray
     valid: np.ndarray
     brain: np.ndarray
-    code: np.ndarray
-    code_mirrored: np.ndarray
+    shape: np.ndarray
 
     @classmethod
     def read(cls, path: Path) -> WorkingHead:
@@ -68,13 +67,15 @@ def example(head: WorkingHead, template: Template, rng: np.random.Generator) -> 
     """
     arrays = [head.image.astype(np.float32), head.valid.astype(np.float32), head.brain.astype(np.float32)]
     scan = torch.from_numpy(np.stack(arrays))
-    code = head.code
+    own = head.shape.astype(np.float32)
     if rng.random() < 0.5:
-        scan, code = scan.flip(3), head.code_mirrored
+        scan, own = scan.flip(3), own[..., ::-1] * np.float32([-1, 1, 1]).reshape(3, 1, 1, 1)
     shape = tuple(scan.shape[1:])
 
-    difference = rng.standard_normal(len(code)).astype(np.float32) * float(rng.choice([0.0, 0.5, 0.8]))
-    prior = template.prior(code + difference)
+    code = rng.standard_normal(template.modes_count) * float(rng.choice([0.0, 0.6, 1.0]))
+    difference = template.displacement(code, with_mean=False)
+    average = torch.from_numpy(template.mean.astype(np.float32))[None]
+    prior = warp(average, template.weighted(own) + difference)[0]
     turn = rotation(rng.normal(0, np.radians(2.0), 3)) @ np.diag(np.exp(rng.normal(0, 0.02, 3)))
     centre = torch.tensor([(n - 1) / 2 for n in shape]).reshape(3, 1, 1, 1)
     axes = [torch.arange(n, dtype=torch.float32) for n in shape]
@@ -82,7 +83,7 @@ def example(head: WorkingHead, template: Template, rng: np.random.Generator) -> 
     change = torch.from_numpy((turn - np.eye(3)).astype(np.float32))
     jitter = torch.from_numpy(rng.normal(0, 1.0, 3).astype(np.float32)).reshape(3, 1, 1, 1)
     move = torch.einsum("ij,jasl->iasl", change, index - centre) + jitter
-    scan = warp(scan, template.displacement(difference, with_mean=False) + move)
+    scan = warp(scan, difference + move)
     image, valid, brain = scan[0], scan[1] > 0.99, (scan[2] > 0.5).float()
 
     margin = 7 if rng.random() < 0.7 else 5

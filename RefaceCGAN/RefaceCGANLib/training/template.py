@@ -777,26 +777,14 @@ def _shapes(
 
 def _working(head: HeadFiles, path: Path, aligned: Path, template_path: Path) -> None:
     """Write a head as `WorkingHead` reads it."""
-    from scipy.ndimage import binary_dilation
-
     template, data = Template.read(template_path), _read(aligned, head.name)
     image, valid, brain = data["image"].astype(np.float32), data["valid"], data["brain"]
     scale = IntensityScale.measure(image[valid], _ring(brain)[valid], ~template.face_region[valid])
-    skin = template.head & template.face_region
-    near = _blocks(binary_dilation(skin, iterations=3), MODE_SPACING) > 0.3
-    modes = template.modes.astype(np.float32)[:, :, near].reshape(template.modes_count, -1)
-    shape = _shape(data["inverse"])
-    codes = [
-        np.linalg.lstsq(modes.T, (field - template.mode_mean)[:, near].ravel(), rcond=None)[0].astype(
-            np.float32
-        )
-        for field in (shape, _mirror(shape))
-    ]
+    coarse = tuple(slice(span.start // FIELD, span.stop // FIELD) for span in WORKING_SPANS)
     _save(
         path,
         image=np.where(valid, scale.normalise(image), -1.0)[WORKING_SPANS].astype(np.float16),
         valid=valid[WORKING_SPANS],
         brain=brain[WORKING_SPANS],
-        code=codes[0],
-        code_mirrored=codes[1],
+        shape=data["inverse"][(slice(None), *coarse)],
     )

@@ -35,6 +35,11 @@ def l15(difference: Tensor, region: Tensor) -> Tensor:
     return result
 
 
+def judged(score: Tensor, wanted: float, patches: Tensor) -> Tensor:
+    """Least-squares loss of a discriminator's scores against `wanted` over the patches that are 1."""
+    return ((score.float() - wanted) ** 2 * patches).sum() / patches.sum().clamp(min=1)
+
+
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write the weights of a network in float16, which is what a model ships; the file appears complete."""
     part = path.with_suffix(".part")
@@ -51,7 +56,7 @@ class Trainer:
 
     `settings` is the table [training] of a configuration: seed, iterations (or epochs and epoch_length, in
     iterations), reconstruction_iterations (the first ones without the discriminator, so that there is a face
-    before it is judged), learning_rate, cosine_period, loss_lambda, feature_matching, average_decay (of the
+    before it is judged), learning_rate, cosine_period, loss_lambda, feature_matching, adversarial_weight (1), average_decay (of the
     weights that are kept), save_every; and where wanted save_epochs (`generator-epochNN.pt` each so many
     epochs), tensorboard (log losses, and pictures every pictures_every iterations), bf16 (false: float32 even
     where bfloat16 is fast), and channels_last (the memory layout; always on CUDA, and on processors with
@@ -216,10 +221,10 @@ class Trainer:
             with autocast:
                 score_real, features_real = self.discriminator(condition, target)
                 score_fake, _ = self.discriminator(condition, fake.detach())
-            loss_d = 0.5 * (
-                functional.mse_loss(score_real.float(), torch.ones_like(score_real).float())
-                + functional.mse_loss(score_fake.float(), torch.zeros_like(score_fake).float())
-            )
+            # patches without a face are the same in both and would only dilute the judgement
+            drawn = (region > 0.5) & (torch.maximum(target, face.detach()) > -0.9)
+            patches = functional.adaptive_max_pool3d(drawn.float(), score_real.shape[2:])
+            loss_d = 0.5 * (judged(score_real, 1.0, patches) + judged(score_fake, 0.0, patches))
             optimiser_d.zero_grad(set_to_none=True)
             loss_d.backward()
             optimiser_d.step()
@@ -227,11 +232,11 @@ class Trainer:
             with autocast:
                 score, features = self.discriminator(condition, fake)
             self.discriminator.requires_grad_(True)
-            loss_g = functional.mse_loss(score.float(), torch.ones_like(score).float())
+            loss_g = judged(score, 1.0, patches)
             matching = torch.zeros((), device=self.device)
             for a, b in zip(features, features_real, strict=True):
                 matching = matching + functional.l1_loss(a.float(), b.detach().float())
-            loss = loss + loss_g + float(self.settings["feature_matching"]) * matching
+            loss = loss + float(self.settings.get("adversarial_weight", 1.0)) * loss_g + float(self.settings["feature_matching"]) * matching
             losses |= {"G": loss_g.item(), "D": loss_d.item(), "features": matching.item()}
         optimiser_g.zero_grad(set_to_none=True)
         loss.backward()

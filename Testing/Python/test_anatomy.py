@@ -1,0 +1,128 @@
+"""Brain and face are found in whatever pose, field of view, voxel size or contrast a scan comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from RefaceCGANLib.errors import CheckError
+from RefaceCGANLib.grid import AslView, resample_axes, sample
+from RefaceCGANLib.training.anatomy import rotation
+from RefaceCGANLib.volume import Volume
+from scipy import ndimage
+
+pytestmark = pytest.mark.heads
+ASL_2_MM = np.array([[0.0, 0, -2, 90], [2, 0, 0, -120], [0, 2, 0, -120], [0, 0, 0, 1]])
+
+
+@pytest.fixture(scope="module")
+def head(heads) -> tuple[np.ndarray, np.ndarray]:
+    """A validation head and its brain labels, ASL at 2 mm."""
+    volume = Volume.read(heads / "val" / "ixi254.nii.gz")
+    labels = Volume.read(heads / "val" / "ixi254_seg.nii.gz").stored > 0
+    view = AslView.of(volume)
+    return np.ascontiguousarray(view.to_asl(volume.array)), np.ascontiguousarray(view.to_asl(labels))
+
+
+def turned(degrees: tuple[float, float, float]) -> Callable[[np.ndarray], np.ndarray]:
+    def turn(array: np.ndarray) -> np.ndarray:
+        shape = tuple(n + 24 for n in array.shape)
+        matrix = np.eye(4)
+        matrix[:3, :3] = rotation(np.radians(degrees))
+        matrix[:3, 3] = (np.array(array.shape) - 1) / 2 - matrix[:3, :3] @ ((np.array(shape) - 1) / 2)
+        return sample(torch.from_numpy(array.astype(np.float32))[None], matrix, shape)[0].numpy()
+
+    return turn
+
+
+def bias(array: np.ndarray) -> np.ndarray:
+    ramp = np.linspace(0.6, 1.5, array.shape[0])[:, None, None] * np.linspace(1.3, 0.7, array.shape[1])[:, None]
+    return array * ramp
+
+
+def noise(array: np.ndarray) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    sigma = 0.04 * np.percentile(array, 99)
+    real, imaginary = rng.normal(0, sigma, (2, *array.shape))
+    return np.hypot(array + real, imaginary)
+
+
+def dark_tissue(array: np.ndarray) -> np.ndarray:
+    """T2-like: bright and dark tissue change places, air stays dark."""
+    scaled = np.clip(array / np.percentile(array, 99.5), 0, 1)
+    return np.where(scaled > 0.08, 1.15 - scaled, scaled) * 500
+
+
+def same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+CASES: dict[str, tuple[Callable, Callable]] = {  # what happens to the scan, and to its labels
+    "pitched by 25 degrees": (turned((0, 0, 25)), turned((0, 0, 25))),
+    "turned by 30 degrees": (turned((0, 30, 0)), turned((0, 30, 0))),
+    "tilted by 25 degrees": (turned((25, 0, 0)), turned((25, 0, 0))),
+    "bias field": (bias, same),
+    "noise": (noise, same),
+    "another contrast": (dark_tissue, same),
+    "no chin": (lambda a: a[:, 22:], lambda a: a[:, 22:]),
+    "no vertex": (lambda a: a[:, :-20], lambda a: a[:, :-20]),
+    "no ears": (lambda a: a[:, :, 14:-14], lambda a: a[:, :, 14:-14]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_brain_and_face_are_found(refacer, head, case):
+    scan, labels = head
+    change, change_labels = CASES[case]
+    volume = Volume.from_array(change(scan).astype(np.float32), ASL_2_MM)
+    truth = change_labels(labels.astype(np.float32)) > 0.5
+    anatomy = refacer.prepare(volume).anatomy
+    truth = ndimage.binary_closing(np.pad(truth, 4), iterations=3)[4:-4, 4:-4, 4:-4]
+    overlap = 2 * (truth & anatomy.brain_mask).sum() / (truth.sum() + anatomy.brain_mask.sum())
+    assert overlap > 0.88
+    assert not (anatomy.face_region & truth).any()
+    base = refacer.prepare(Volume.from_array(scan, ASL_2_MM)).anatomy.face_region
+    expected = change_labels(base.astype(np.float32)) > 0.5
+    tissue = change(scan) > 0.15 * np.percentile(change(scan), 99)
+    assert (anatomy.face_region & expected & tissue).sum() > 0.8 * (expected & tissue).sum()
+
+
+@pytest.mark.parametrize("size", [(1.0, 1.0, 1.0), (4.0, 1.0, 1.0), (1.5, 3.0, 1.5)])
+def test_voxel_sizes_from_1_to_4_mm(refacer, head, size):
+    scan, labels = head
+    fine = resample_axes(scan, (2.0,) * 3, size)
+    affine = ASL_2_MM @ np.diag([*(np.array(size) / 2), 1])
+    anatomy = refacer.prepare(Volume.from_array(fine, affine)).anatomy
+    truth = resample_axes(labels.astype(np.float32), (2.0,) * 3, size) > 0.5
+    assert not (anatomy.face_region & truth).any()
+    assert (anatomy.brain_mask & truth).sum() > 0.85 * truth.sum()
+
+
+def test_a_face_outside_the_field_of_view_is_refused(refacer, head):
+    scan, _ = head
+    with pytest.raises(CheckError, match="field of view"):
+        refacer.prepare(Volume.from_array(np.ascontiguousarray(scan[: scan.shape[0] - 40, 50:]), ASL_2_MM))
+
+
+def test_a_skull_stripped_brain_is_refused(refacer, head):
+    scan, labels = head
+    brain = ndimage.binary_closing(np.pad(labels, 4), iterations=3)[4:-4, 4:-4, 4:-4]
+    with pytest.raises(CheckError):
+        refacer.prepare(Volume.from_array(np.where(brain, scan, 0), ASL_2_MM))
+
+
+def test_the_emptied_region_has_no_hole_towards_the_face(refacer, head):
+    """Whatever the skin's shape, at least 4 mm of it is emptied everywhere in front of the face."""
+    scan, _ = head
+    anatomy = refacer.prepare(Volume.from_array(scan, ASL_2_MM)).anatomy
+    skin = scan > anatomy.skin
+    solid = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(skin, 4), iterations=4))[4:-4, 4:-4, 4:-4]
+    index = np.argwhere(anatomy.face_region)
+    low, high = np.percentile(index[:, 1], 25), np.percentile(index[:, 1], 80)
+    middle = scan.shape[2] // 2
+    for s in range(int(low), int(high), 4):
+        for left in range(middle - 20, middle + 21, 5):
+            column = np.flatnonzero(solid[:, s, left])
+            assert anatomy.face_region[column[-1] - 1 : column[-1] + 1, s, left].all()
