@@ -39,16 +39,20 @@ BRAIN_ML = (400.0, 2600.0)
 """A brain outside this range is no brain."""
 SCALES = (0.6, 1.6)
 """Size of a head along any direction against the template's."""
+STRETCH = 1.3
+"""The head's largest scale against its smallest; 1.18 at most in 156 real heads."""
 MISFIT_MM = 12.0
 """Mean distance between the network's coordinates and the affine map through them, at most."""
 IN_VIEW = 0.5
 """Fraction of the average face that must lie in the field of view."""
 OVERLAP = 0.8
 """Dice of the scan's brain with the average one after alignment, at least."""
-SKULL = 0.15
-"""Fraction of the layer 4 to 14 mm around the brain that must be tissue; less is a brain without its head."""
-EMPTIED = 0.6
-"""A scan is already defaced where this fraction of the average face is empty to the bit."""
+TISSUE = 1.95
+"""Tissue of a defaced head against its brain's volume, at least: 2.2 to 2.9 in defaced heads, 1.6 to 1.7 in
+skull-stripped ones, whose face counts as emptied too."""
+EMPTIED = 0.25
+"""A scan is already defaced where this fraction of the average face is empty to the bit (at most 0.002 in whole
+heads, 0.46 and more in defaced ones)."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,15 @@ def locate(
     already = defaced == "yes" or (
         defaced == "auto" and _emptied_share(empty, small_to_template, template) > EMPTIED
     )
+    if already and np.count_nonzero(_main_part(head)) < TISSUE * np.count_nonzero(brain):
+        raise CheckError("There is a brain but no head around it; give the scan as it was before skull stripping.")
     if not already:
         small_to_template = _refine(small_to_template, brain_map, head, template, with_face=True)
+    scales = np.linalg.svd(small_to_template[:3, :3] / SPACING, compute_uv=False)
+    if not (
+        scales.min() > 1 / SCALES[1] and scales.max() < 1 / SCALES[0] and scales.max() < STRETCH * scales.min()
+    ):
+        raise CheckError("The scan does not look like a head; give an MR scan of a whole head.")
     to_template = small_to_template @ np.linalg.inv(axes_matrix(view.spacing, SPACING))
     brain_map = _agreed(probability, small_to_template, template)
 
@@ -116,17 +127,9 @@ def locate(
 
     average_brain = torch.from_numpy(template.brain.astype(np.float32)) > 0.5
     here = near_brain > 0.5
-    overlap = (
-        2 * float((here & average_brain & seen).sum()) / float(here.sum() + (average_brain & seen).sum())
-    )
+    overlap = 2 * float((here & average_brain & seen).sum()) / float(here.sum() + (average_brain & seen).sum())
     if overlap < OVERLAP:
         raise CheckError("The scan does not look like a head; give an MR scan of a whole head.")
-    layer = dilate(here, 7) & ~dilate(here, 2) & seen & ~front
-    if float((layer & (scan > skin)).sum()) < SKULL * float(layer.sum()):
-        raise CheckError(
-            "There is a brain but no head around it; give the scan as it was before skull stripping."
-        )
-
     native_shape = values.shape
     brain_native = resample_axes(brain_map, (SPACING,) * 3, view.spacing, native_shape) > 0.5
     template_index = np.linalg.inv(template.affine) @ to_template
@@ -135,9 +138,7 @@ def locate(
         region = _carry(near_face.float(), template_index, native_shape) & (values == background)
         region = _closed(region, view) & ~brain_native
         if not region.any():
-            raise CheckError(
-                "The scan was called defaced, but nothing in its face is empty; use --defaced no."
-            )
+            raise CheckError("The scan was called defaced, but nothing in its face is empty; use --defaced no.")
     else:
         solid = erode(dilate((scan > skin) | ~seen, 4), 4)
         air = dilate(~_filled(solid), SKIN_DEPTH)
@@ -146,9 +147,7 @@ def locate(
         region = _carry(wanted.float(), template_index, native_shape) & ~brain_native
     warnings = []
     if in_view < 0.9:
-        warnings.append(
-            f"{1 - in_view:.0%} of the face lies outside the field of view and was left as it is."
-        )
+        warnings.append(f"{1 - in_view:.0%} of the face lies outside the field of view and was left as it is.")
     return Anatomy(
         view=view,
         brain_mask=brain_native,
@@ -219,9 +218,8 @@ def _fit(coordinates: np.ndarray, small: np.ndarray, template: Template) -> tupl
         weight = np.clip(1 - (distance / limit) ** 2, 0, None) ** 2
     matrix = np.eye(4)
     matrix[:3] = solution.T
-    scales = np.linalg.svd(matrix[:3, :3] / SPACING, compute_uv=False)
     misfit = float(distance.mean())
-    if misfit > MISFIT_MM or scales.min() < 1 / SCALES[1] or scales.max() > 1 / SCALES[0]:
+    if misfit > MISFIT_MM:
         raise CheckError("The scan does not look like a head; give an MR scan of a whole head.")
     return matrix, misfit
 
@@ -248,8 +246,8 @@ def _refine(
     """Improve the map (4, 4) index of the 2 mm scan -> template mm: brain and skull onto the average ones.
 
     Gauss-Newton on the differences of two soft masks, brain and head, at 4 mm, first strongly smoothed, then
-    less. Masks and not intensities, so any contrast works; the neck does not count, nor does the face of a
-    scan that may have none (`with_face`). Returns the guess where the refinement runs away from it."""
+    less. Masks and not intensities, so any contrast works; the neck does not count. With the face, the map is
+    affine; without (a scan that may have none), a rotation, a shift and one scale."""
     import torch
     from torch.nn import functional
 
@@ -275,13 +273,12 @@ def _refine(
     if with_face:
         skull |= (points[:, 2] > -125) & (points[:, 1] > 0)
     mapping = np.linalg.inv(guess @ halved)  # template mm -> 4 mm index
-    start = mapping.copy()
+    if not with_face:  # brain and skull alone would stretch a face they do not hold
+        mapping = _similarity(mapping)
     scaled = points / np.array([100.0, 100.0, 100.0, 1.0])  # parameters of like size
     for times, rounds in ((4, 8), (1, 8)):
         maps, target = blur(moving[:2], times), blur(fixed, times)[:, ::2, ::2, ::2].reshape(2, -1).numpy()
-        gradients = torch.stack([torch.stack(torch.gradient(image)) for image in maps]).reshape(
-            6, *maps.shape[1:]
-        )
+        gradients = torch.stack([torch.stack(torch.gradient(image)) for image in maps]).reshape(6, *maps.shape[1:])
         stack = torch.cat([maps, gradients, moving[2:]])
         for _ in range(rounds):
             at = sample(stack, mapping @ to_mm, tuple(shape)).reshape(9, -1).numpy()
@@ -294,22 +291,39 @@ def _refine(
                 normal += jacobian.T @ jacobian
                 right += jacobian.T @ (target[image, use] - at[image, use])
             damping = 1e-3 * np.trace(normal) / 12
-            step = np.linalg.solve(normal + damping * np.eye(12), right).reshape(3, 4)
+            normal += damping * np.eye(12)
+            free = np.eye(12) if with_face else _similar_steps(mapping)
+            step = (free @ np.linalg.solve(free.T @ normal @ free, free.T @ right)).reshape(3, 4)
             mapping[:3] += step / np.array([100.0, 100.0, 100.0, 1.0])
             if np.abs(step).max() < 0.01:
                 break
-    moved = np.linalg.norm((points[skull] @ (mapping - start).T)[:, :3], axis=1).mean() * 2 * SPACING
-    if not np.isfinite(moved) or moved > 60:
-        return guess
     return np.asarray(np.linalg.inv(halved @ mapping))
+
+
+def _similarity(mapping: np.ndarray) -> np.ndarray:
+    """The rotation, shift and single scale (4, 4) nearest to an affine map; the template's origin stays put."""
+    left, scales, right = np.linalg.svd(mapping[:3, :3])
+    result = mapping.copy()
+    result[:3, :3] = scales.mean() * left @ right
+    return result
+
+
+def _similar_steps(mapping: np.ndarray) -> np.ndarray:
+    """How the entries of a map (as `_refine` scales them) change with a small rotation about each axis, a
+    small change of scale, and a shift along each axis: (12, 7)."""
+    steps = np.zeros((7, 3, 4))
+    for axis in range(3):
+        i, j = (k for k in range(3) if k != axis)
+        steps[axis, i, :3], steps[axis, j, :3] = -mapping[j, :3], mapping[i, :3]
+        steps[4 + axis, axis, 3] = 1.0
+    steps[3, :, :3] = mapping[:3, :3]
+    return (steps * np.array([100.0, 100.0, 100.0, 1.0])).reshape(7, 12).T
 
 
 def _carry(grid_mask: Tensor, template_index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A mask of the template grid on the native grid: bool (A, S, L); skips slabs it does not reach."""
     first = int(np.flatnonzero(grid_mask.numpy().any((1, 2)))[0]) - 1
-    corners = np.array(
-        [[a, s, k, 1.0] for a in (0, shape[0] - 1) for s in (0, shape[1]) for k in (0, shape[2])]
-    )
+    corners = np.array([[a, s, k, 1.0] for a in (0, shape[0] - 1) for s in (0, shape[1]) for k in (0, shape[2])])
     behind = (corners @ template_index.T)[:, 0].reshape(2, -1).max(axis=1)
     start = 0
     if behind[0] < first < behind[1]:  # the A index grows along the scan: leave out what lies behind the face

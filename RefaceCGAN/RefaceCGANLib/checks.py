@@ -63,9 +63,7 @@ def check(
             "Voxels outside the face region would change.",
         )
     )  # fmt: skip
-    kept = (
-        0 if anatomy.already_defaced else _untouched_tissue(before, changed, region, original, anatomy.skin)
-    )
+    kept = 0 if anatomy.already_defaced else _untouched_tissue(before, changed, region, original, anatomy.skin)
     results.append(
         Check(
             "original_voxels_left", float(kept), (0, 0),

@@ -181,18 +181,16 @@ def _tissue_level(face: Tensor, head: Tensor) -> Tensor:
 def _finer(images: Tensor) -> Tensor:
     """Twice as fine along each axis by cubic splines: (C, A, S, L) -> (C, 2A, 2S, 2L); voxel borders coincide."""
     import torch
-    from torch.nn import functional
 
-    kernel_even = torch.tensor([-0.0234375, 0.2265625, 0.8671875, -0.0703125, 0.0])
-    kernel_odd = kernel_even.flip(0)
+    taps = (-0.0234375, 0.2265625, 0.8671875, -0.0703125)  # Catmull-Rom a quarter of a voxel before the centre
     for axis in (1, 2, 3):
-        moved = images.movedim(axis, -1)
-        lead = moved.shape
-        padded = functional.pad(moved.reshape(-1, 1, lead[-1]), (2, 2), mode="replicate")
-        weights = torch.stack([kernel_even, kernel_odd])[:, None]
-        both = functional.conv1d(padded, weights)
-        images = both.transpose(1, 2).reshape(*lead[:-1], 2 * lead[-1]).movedim(-1, axis)
-    return images.contiguous()
+        length = images.shape[axis]
+        first, last = images.narrow(axis, 0, 1), images.narrow(axis, length - 1, 1)
+        padded = torch.cat([first, first, images, last, last], dim=axis)
+        before = sum(tap * padded.narrow(axis, at, length) for at, tap in enumerate(taps))
+        after = sum(tap * padded.narrow(axis, 4 - at, length) for at, tap in enumerate(taps))
+        images = torch.stack([before, after], dim=axis + 1).flatten(axis, axis + 1)  # type: ignore[list-item]
+    return images
 
 
 def _grain(shape: tuple[int, ...], blur: float, rng: np.random.Generator) -> np.ndarray:

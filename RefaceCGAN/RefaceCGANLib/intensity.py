@@ -27,9 +27,7 @@ class IntensityScale:
     high: float
 
     @classmethod
-    def measure(
-        cls, values: np.ndarray, around_brain: np.ndarray, outside_face: np.ndarray
-    ) -> IntensityScale:
+    def measure(cls, values: np.ndarray, around_brain: np.ndarray, outside_face: np.ndarray) -> IntensityScale:
         """Read the coefficients. values, around_brain and outside_face (both bool): same shape, any grid.
 
         Raises CheckError where the tissue around the brain is not brighter than the air."""
@@ -49,7 +47,5 @@ class IntensityScale:
 
     def restore(self, values: np.ndarray) -> np.ndarray:
         """[-1, 1] -> real values, float32: the inverse of `normalise` inside the range."""
-        restored = (np.asarray(values, np.float32) + 1.0) * np.float32(
-            (self.high - self.low) / 2.0
-        ) + self.low
+        restored = (np.asarray(values, np.float32) + 1.0) * np.float32((self.high - self.low) / 2.0) + self.low
         return restored.astype(np.float32)

@@ -54,11 +54,9 @@ class Model:
     @classmethod
     def load(cls, name: str | Path = DEFAULT) -> Model:
         """Find a model by id, or by the path of its folder or card. Raises InputError if it is not there."""
-        path = Path(name)
-        if path.is_file():
-            path = path.parent
-        elif not path.is_dir():
-            path = folder() / str(name)
+        path = folder() / str(name)
+        if not (path / CARD).is_file():
+            path = Path(name).parent if Path(name).is_file() else Path(name)
         card = path / CARD
         try:
             content = json.loads(card.read_text(encoding="utf-8"))
@@ -131,7 +129,10 @@ class Model:
     def template(self) -> Template:
         from .template import Template
 
-        return Template.read(io.BytesIO(self._verified("template")))
+        try:
+            return Template.read(io.BytesIO(self._verified("template")))
+        except (KeyError, ValueError):
+            raise InputError(f"The template of model {self.id} is incomplete; install the model again.") from None
 
     @property
     def generator_sha256(self) -> str:

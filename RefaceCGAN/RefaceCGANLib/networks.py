@@ -7,6 +7,7 @@ Importing this module imports torch; nothing else in the package does so at impo
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -227,11 +228,11 @@ class AnatomyNetwork(nn.Module):
                 self._block(b, b),
                 self._block(b, b),
             )
-            for a, b in zip(filters[:-1], filters[1:], strict=True)
+            for a, b in pairwise(filters)
         )
         self.up = nn.ModuleList(
             nn.ModuleList([nn.Conv3d(b, a, 1), self._block(2 * a, a)])
-            for a, b in reversed(list(zip(filters[:-1], filters[1:], strict=True)))
+            for a, b in reversed(list(pairwise(filters)))
         )
         self.leave = nn.Conv3d(filters[0], 8 + 3, 1)
         self.register_buffer("scale", torch.ones(3))  # template mm for each mm of the training's coordinates

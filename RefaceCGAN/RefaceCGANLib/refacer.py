@@ -241,9 +241,7 @@ class Refacer:
             "already_defaced": anatomy.already_defaced,
             "brain_voxels_changed": int(_value(checks, "brain_voxels_changed")),
             "voxels_changed": int(np.count_nonzero(stored != original.stored)),
-            "face_region_ml": round(
-                float(np.count_nonzero(region)) * float(np.prod(original.spacing)) / 1000, 1
-            ),
+            "face_region_ml": round(float(np.count_nonzero(region)) * float(np.prod(original.spacing)) / 1000, 1),
             "template_misfit_mm": round(anatomy.misfit_mm, 2),
             "checks": [entry.report() for entry in checks],
             "forced": force and not all(entry.passed for entry in checks),

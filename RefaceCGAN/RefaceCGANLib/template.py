@@ -27,8 +27,8 @@ class Template:
     """All arrays (A, S, L) on the template grid unless said otherwise.
 
     affine: (4, 4) template-grid index -> RAS+ mm.  mean: average head, -1 (air) to 1.  head: bool, inside the
-    average skin.  brain: 0..1, how often a voxel is brain.  face_region: bool, the voxels to empty and generate in the average head.  window: bool, where
-    skin counts as face.  weight: 0..1, how far a random shape may move a voxel (0 at the border to kept tissue).
+    average skin.  brain: 0..1, how often a voxel is brain.  face_region: bool, the voxels to empty and generate
+    in the average head.  window: bool, where skin counts as face.  weight: 0..1, how far a random shape may move a voxel (0 at the border to kept tissue).
     modes: (K, 3, a, s, l) and mode_mean: (3, a, s, l) displacements in RAS mm: the face of code c at y shows
     the average head at y + weight * (mode_mean + sum c_k modes_k)(y).
     """

@@ -92,9 +92,7 @@ def test_the_version_is_that_of_the_package(refacecgan: Callable) -> None:
         (["render", "a.nii", "b.png", "--threshold", "much"], "--threshold"),
     ],
 )
-def test_a_wrong_call_is_refused_in_one_line(
-    refacecgan: Callable, arguments: list[str], words: str
-) -> None:
+def test_a_wrong_call_is_refused_in_one_line(refacecgan: Callable, arguments: list[str], words: str) -> None:
     call = refacecgan(*arguments)
     assert call.status == 2 and call.out == []
     [line] = call.err
@@ -192,9 +190,7 @@ def test_the_head_changes_inside_the_mask_alone(written: Written, head: Path) ->
 
 
 def test_the_command_gives_the_same_bytes_as_python(written: Written, result: Result) -> None:
-    np.testing.assert_array_equal(
-        Volume.read(written.folder / "head.nii.gz").stored, result.volume.stored
-    )
+    np.testing.assert_array_equal(Volume.read(written.folder / "head.nii.gz").stored, result.volume.stored)
 
 
 def test_the_report_says_how_long_each_stage_took(written: Written) -> None:
@@ -294,9 +290,7 @@ def test_a_forced_result_comes_with_a_warning(
     assert line.startswith("refacecgan: warning: ") and "same_geometry is 99" in line
 
 
-def test_outputs_replace_what_was_there(
-    refacecgan: Callable, canned: Canned, head: Path, tmp_path: Path
-) -> None:
+def test_outputs_replace_what_was_there(refacecgan: Callable, canned: Canned, head: Path, tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_bytes(b"old")
     assert refacecgan("reface", head, tmp_path / "a.nii").status == 0
     assert os.listdir(tmp_path) == ["a.nii"]
@@ -479,9 +473,7 @@ def test_an_unexpected_error_is_called_a_bug_and_shows_where_on_request(
     assert "Traceback" in refacecgan("render", tmp_path / "a.nii", tmp_path / "a.png").err[0]
 
 
-def test_a_missing_library_is_named(
-    refacecgan: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_library_is_named(refacecgan: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = ball(tmp_path / "a.nii")
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(models.Model, "load", lambda _: None)

@@ -11,9 +11,7 @@ from RefaceCGANLib.grid import AslView, axes_matrix, dilate, erode, resample_axe
 from RefaceCGANLib.volume import Volume
 
 ORIENTATIONS = [
-    (order, signs)
-    for order in itertools.permutations(range(3))
-    for signs in itertools.product((1, -1), repeat=3)
+    (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
 ]
 
 

@@ -225,9 +225,7 @@ def test_the_same_surface_gives_the_same_pixels(sphere: Surface) -> None:
 def test_a_frame_keeps_two_surfaces_aligned(sphere: Surface) -> None:
     moved = Surface(sphere.points + np.float32([0, 0, 5]), sphere.triangles, sphere.normals)
     frame = frame_of(sphere)
-    before, after = (
-        np.argwhere(silhouette(render(s, frame=frame, size=(100, 100))[0])) for s in (sphere, moved)
-    )
+    before, after = (np.argwhere(silhouette(render(s, frame=frame, size=(100, 100))[0])) for s in (sphere, moved))
     assert (before.mean(axis=0) - after.mean(axis=0))[0] == pytest.approx(5 / frame.extent * 100, abs=0.5)
 
 
@@ -281,9 +279,7 @@ def test_gifti_reads_back_with_the_same_points_in_scanner_space(sphere: Surface,
 def test_stl_reads_back_with_the_same_triangles_and_says_ras(sphere: Surface, tmp_path: Path) -> None:
     write_mesh(sphere, tmp_path / "skin.STL")
     data = (tmp_path / "skin.STL").read_bytes()
-    facets = np.frombuffer(
-        data[84:], [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")]
-    )
+    facets = np.frombuffer(data[84:], [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
     assert np.array_equal(facets["corners"], sphere.points[sphere.triangles])
     assert b"SPACE=RAS" in data[:80]
 

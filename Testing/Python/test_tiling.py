@@ -7,9 +7,7 @@ import torch
 from RefaceCGANLib.tiling import apply, blocks
 
 
-@pytest.mark.parametrize(
-    ("shape", "overlap"), [((40, 33, 16), 0.5), ((16, 16, 16), 0.0), ((100, 17, 50), 0.25)]
-)
+@pytest.mark.parametrize(("shape", "overlap"), [((40, 33, 16), 0.5), ((16, 16, 16), 0.0), ((100, 17, 50), 0.25)])
 def test_blocks_cover_the_grid_and_overlap(shape, overlap):
     seen = torch.zeros(shape, dtype=torch.int)
     for block in blocks(shape, (16, 16, 16), overlap):
@@ -44,8 +42,6 @@ def test_blocks_without_a_wanted_voxel_are_left_out():
     wanted = torch.zeros((48, 16, 16), dtype=torch.bool)
     wanted[40:] = True
     calls = []
-    result = apply(
-        lambda b: calls.append(1) or b + 1, torch.zeros((1, 1, 48, 16, 16)), (16, 16, 16), 0.0, wanted
-    )
+    result = apply(lambda b: calls.append(1) or b + 1, torch.zeros((1, 1, 48, 16, 16)), (16, 16, 16), 0.0, wanted)
     assert len(calls) == 1
     assert float(result[0, 0, :32].max()) == -1.0

@@ -81,9 +81,7 @@ def small_head(name: str = "one") -> WorkingHead:
 
 def small_networks(seed: int = 0) -> tuple[Generator, Discriminator]:
     torch.manual_seed(seed)
-    generator = Generator(
-        3, filters=4, levels=2, filters_max=8, residual_blocks=1, upsampling="resize", detail=2
-    )
+    generator = Generator(3, filters=4, levels=2, filters_max=8, residual_blocks=1, upsampling="resize", detail=2)
     return generator, Discriminator(4, filters=4, levels=2)
 
 
@@ -251,9 +249,7 @@ class TestTrainer:
         assert parts.step == 5
         parts.run()
         for name in ("generator", "average", "discriminator"):
-            for a, b in zip(
-                getattr(whole, name).parameters(), getattr(parts, name).parameters(), strict=True
-            ):
+            for a, b in zip(getattr(whole, name).parameters(), getattr(parts, name).parameters(), strict=True):
                 assert torch.equal(a, b), name
 
     def test_the_loss_falls_on_one_example(self, tmp_path: Path) -> None:
@@ -337,9 +333,7 @@ class TestNative:
             Volume.from_array(empty, Volume.read(mask).affine).write(bad)
             native.NativeHead.read(scan, bad, tmp_path / "other")
 
-    def test_the_paper_s_way_trains_from_a_folder_of_scans(
-        self, files: tuple[Path, Path], tmp_path: Path
-    ) -> None:
+    def test_the_paper_s_way_trains_from_a_folder_of_scans(self, files: tuple[Path, Path], tmp_path: Path) -> None:
         text = (CONFIGS / "paper.toml").read_text()
         for old, new in {
             "[128, 128, 128]": "[16, 16, 16]",
@@ -435,9 +429,7 @@ class TestConfig:
             ("[discriminator]", "[discriminator", ["TOML"]),
         ],
     )
-    def test_a_mistake_is_named_in_one_sentence(
-        self, data: Path, old: str, new: str, words: list[str]
-    ) -> None:
+    def test_a_mistake_is_named_in_one_sentence(self, data: Path, old: str, new: str, words: list[str]) -> None:
         assert old in self.GOOD
         with pytest.raises(InputError) as caught:
             self.run(data, self.GOOD.replace(old, new))

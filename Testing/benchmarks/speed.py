@@ -33,7 +33,9 @@ def measure(command: list[str], threads: int) -> tuple[float, float]:
         "print(code.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", script, *command], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command], env=environment, capture_output=True, text=True
+    )
     seconds = time.perf_counter() - began
     status, peak = done.stdout.split()
     if status != "0":
@@ -61,12 +63,40 @@ def main() -> None:
             for threads in (1, 2):
                 ours = [sys.executable, "-m", "RefaceCGANLib"]
                 commands = {
-                    "refacecgan reface": [*ours, "reface", source, out, "--seed", "1", "--threads", str(threads)],
+                    "refacecgan reface": [
+                        *ours,
+                        "reface",
+                        source,
+                        out,
+                        "--seed",
+                        "1",
+                        "--threads",
+                        str(threads),
+                    ],
                     "refacecgan deface": [*ours, "deface", source, out, "--threads", str(threads)],
                 }
                 if niimath:
-                    commands["niimath -reface"] = [niimath, source, "-p", str(threads), "-reface", template, shell, weight, out]
-                    commands["niimath -deface"] = [niimath, source, "-p", str(threads), "-deface", template, keep, out]
+                    commands["niimath -reface"] = [
+                        niimath,
+                        source,
+                        "-p",
+                        str(threads),
+                        "-reface",
+                        template,
+                        shell,
+                        weight,
+                        out,
+                    ]
+                    commands["niimath -deface"] = [
+                        niimath,
+                        source,
+                        "-p",
+                        str(threads),
+                        "-deface",
+                        template,
+                        keep,
+                        out,
+                    ]
                 for name, command in commands.items():
                     runs = []
                     for _ in range(options.repeats):

@@ -177,9 +177,7 @@ def example(
     return scale_input(x), b * seen, target, half * (half > 0.5)
 
 
-def train(
-    heads: list[PreparedHead], template: Template, folder: Path, settings: dict[str, Any]
-) -> AnatomyNetwork:
+def train(heads: list[PreparedHead], template: Template, folder: Path, settings: dict[str, Any]) -> AnatomyNetwork:
     """Train the anatomy network; writes `checkpoint.pt` into `folder` (and resumes from it).
 
     `settings`: seed, steps, learning_rate, filters; and where wanted device (a torch.device, else the

@@ -235,9 +235,7 @@ def _pairs(settings: dict[str, Any], key: str, partner: str) -> list[tuple[Path,
     others = {other for _, other in pairs}
     lonely = [scan.name for scan in scans if not partners[scan].exists() and scan not in others]
     if lonely:
-        log.warning(
-            "%d files are left out for want of a file %s: %s", len(lonely), pattern, ", ".join(lonely)
-        )
+        log.warning("%d files are left out for want of a file %s: %s", len(lonely), pattern, ", ".join(lonely))
     return [(scan, other) for scan, other in pairs if scan not in others]
 
 
@@ -267,9 +265,7 @@ def _load_initial(settings: dict[str, Any], network: torch.nn.Module) -> None:
         state = torch.load(settings["init"], weights_only=True, map_location="cpu")
         state = state.get("average", state)
         network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    except (
-        Exception
-    ) as error:  # whatever torch throws at a file that is none of its own, or of another network
+    except Exception as error:  # whatever torch throws at a file that is none of its own, or of another network
         raise _wrong(settings, "init", f"is {settings['init']}, which does not fit this network") from error
 
 
@@ -282,13 +278,9 @@ def _run_template(settings: dict[str, Any]) -> None:
             entries = json.loads(settings["catalogue"].read_text(encoding="utf-8"))
             notes = {entry["name"]: entry.get("notes", "") for entry in entries}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _wrong(
-                settings, "catalogue", "must be a JSON list of objects with name and notes"
-            ) from error
+            raise _wrong(settings, "catalogue", "must be a JSON list of objects with name and notes") from error
     heads = [
-        HeadFiles(
-            _name(scan), scan, labels, scan.parent.name, key == "heads", face_of(notes.get(_name(scan), ""))
-        )
+        HeadFiles(_name(scan), scan, labels, scan.parent.name, key == "heads", face_of(notes.get(_name(scan), "")))
         for key in ("heads", "others")
         if settings[key]
         for scan, labels in _pairs(settings, key, "labels")
@@ -307,9 +299,7 @@ def _run_anatomy(settings: dict[str, Any]) -> None:
         network = AnatomyNetwork(training["filters"])
         _load_initial(settings, network)
         training["init"] = network.state_dict()
-    heads = [
-        _arrays(settings, "heads", PreparedHead.read, path) for path in _files(settings, "heads", (".npz",))
-    ]
+    heads = [_arrays(settings, "heads", PreparedHead.read, path) for path in _files(settings, "heads", (".npz",))]
     _record(settings, [head.name for head in heads])
     network = train(heads, _read_template(settings), settings["folder"], training)
     save_weights(network, settings["folder"] / "anatomy.pt")
@@ -397,6 +387,4 @@ def _arrays(settings: dict[str, Any], key: str, reader: Callable[[Path], Any], p
     try:
         return reader(path)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise _wrong(
-            settings, "heads or template", f"has {path}, which is damaged or another file"
-        ) from error
+        raise _wrong(settings, "heads or template", f"has {path}, which is damaged or another file") from error

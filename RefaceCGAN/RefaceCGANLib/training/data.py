@@ -69,7 +69,7 @@ def example(head: WorkingHead, template: Template, rng: np.random.Generator) -> 
     scan = torch.from_numpy(np.stack(arrays))
     own = head.shape.astype(np.float32)
     if rng.random() < 0.5:
-        scan, own = scan.flip(3), own[..., ::-1] * np.float32([-1, 1, 1]).reshape(3, 1, 1, 1)
+        scan, own = scan.flip(3), own[..., ::-1] * np.array([-1, 1, 1], np.float32).reshape(3, 1, 1, 1)
     shape = tuple(scan.shape[1:])
 
     code = rng.standard_normal(template.modes_count) * float(rng.choice([0.0, 0.6, 1.0]))

@@ -27,9 +27,7 @@ def release(
     files = {}
     for role, state in (("generator", generator), ("anatomy", anatomy)):
         buffer = io.BytesIO()
-        torch.save(
-            {name: tensor.detach().half().contiguous().clone() for name, tensor in state.items()}, buffer
-        )
+        torch.save({name: tensor.detach().half().contiguous().clone() for name, tensor in state.items()}, buffer)
         files[role] = (f"{role}.pt", buffer.getvalue())
     template.write(folder / "template.npz")
     files["template"] = ("template.npz", (folder / "template.npz").read_bytes())

@@ -111,9 +111,7 @@ def face_of(notes: str) -> str:
     return "clipped" if "nose tip at/over anterior FOV edge" in notes else "whole"
 
 
-def build_template(
-    heads: list[HeadFiles], reference: Path, folder: Path, workers: int | None = None
-) -> Template:
+def build_template(heads: list[HeadFiles], reference: Path, folder: Path, workers: int | None = None) -> Template:
     """Build and save the template, and every head as the other two trainings need it: about 20 s each.
 
     In `folder`: template.npz; prepared/<group>/<name>.npz (`PreparedHead`); working/<group>/<name>.npz
@@ -134,9 +132,7 @@ def build_template(
     first, second = stages / "average0.npy", stages / "average1.npy"
     averaged = [head for head in heads if head.average]
     if len(averaged) < 2:
-        raise InputError(
-            f"Of the {len(names)} heads too few could be registered; give at least two whole heads."
-        )
+        raise InputError(f"Of the {len(names)} heads too few could be registered; give at least two whole heads.")
     if not first.exists():
         _save_array(first, _first_average(averaged, affine))
     _each(_demons, averaged, coarse, workers, affine, first, False)
@@ -342,9 +338,7 @@ def _affine(head: HeadFiles, path: Path, reference: Path) -> None:
 
     volume, labels = Volume.read(head.image), Volume.read(head.labels)
     if labels.shape != volume.shape:
-        raise InputError(
-            f"{head.labels} has another shape than {head.image.name}; give labels on the same grid."
-        )
+        raise InputError(f"{head.labels} has another shape than {head.image.name}; give labels on the same grid.")
     fixed, moving = _image(Volume.read(reference)), _image(volume)
     initial = sitk.CenteredTransformInitializer(
         fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
@@ -410,9 +404,7 @@ def _demons(head: HeadFiles, path: Path, affines: Path, average: Path, fine: boo
     fixed, moving = _box_image(_read_array(average), SPACING), _in_reference(head, affine["matrix"])
     coarse, box = _box(4.0), _box(SPACING)
     small = [
-        sitk.Resample(
-            sitk.SmoothingRecursiveGaussian(image, 2.0), coarse, sitk.Transform(), sitk.sitkLinear, 0.0
-        )
+        sitk.Resample(sitk.SmoothingRecursiveGaussian(image, 2.0), coarse, sitk.Transform(), sitk.sitkLinear, 0.0)
         for image in (fixed, moving)
     ]
     field = _demons_step(_flat(small[0]), _flat(small[1]), None, DEMONS_COARSE)
@@ -497,9 +489,7 @@ def _well_registered(heads: list[HeadFiles], affines: Path) -> list[HeadFiles]:
     return kept
 
 
-def _well_deformed(
-    heads: list[HeadFiles], affines: Path, demons: Path, average: np.ndarray
-) -> list[HeadFiles]:
+def _well_deformed(heads: list[HeadFiles], affines: Path, demons: Path, average: np.ndarray) -> list[HeadFiles]:
     """The heads that the demons deformed about as much as the others, once an affine map is taken out."""
     weight = _fit_weight(average)
     misfits = []
@@ -665,18 +655,14 @@ def _sharp_average(names: list[str], aligned: Path) -> tuple[np.ndarray, np.ndar
             GRID_SHAPE,
             "border",
         )
-        both = torch.from_numpy(
-            np.stack([data["image"].astype(np.float32), data["valid"].astype(np.float32)])
-        )
+        both = torch.from_numpy(np.stack([data["image"].astype(np.float32), data["valid"].astype(np.float32)]))
         image, valid = warp(both, torch.einsum("ij,jasl->iasl", to_voxels, field)).numpy()
         images.append(np.where(valid < 0.99, np.nan, image).astype(np.float16))
         brain += data["brain"] / np.float32(len(names))
     stack = np.stack(images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # voxels that no head shows
-        median = np.stack(
-            [np.nanmedian(stack[:, i].astype(np.float32), axis=0) for i in range(GRID_SHAPE[0])]
-        )
+        median = np.stack([np.nanmedian(stack[:, i].astype(np.float32), axis=0) for i in range(GRID_SHAPE[0])])
     return np.nan_to_num(median), np.isfinite(stack).sum(axis=0), brain
 
 
@@ -713,9 +699,7 @@ def _face_region(head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     neck = 30
     deep = distance_transform_edt(np.pad(head, ((0, 0), (neck, 0), (0, 0)), mode="edge"), sampling=SPACING)
     depth = deep[:, neck:]
-    behind = np.interp(
-        z, [-140, -105, -70, -30, -10, 16], [5, 2, 4, 22, 34, 46]
-    )  # how far back the face goes
+    behind = np.interp(z, [-140, -105, -70, -30, -10, 16], [5, 2, 4, 22, 34, 46])  # how far back the face goes
     below = -142 + np.clip(70 - y, 0, None) / 65 * 36  # from the chin up to the angle of the jaw
     front = (y > behind) & (z < 16) & (z > below)
     ears = (np.abs(x) > 60) & (y > -50) & (y < 12) & (z > -80) & (z < 0)

@@ -56,8 +56,8 @@ class Trainer:
 
     `settings` is the table [training] of a configuration: seed, iterations (or epochs and epoch_length, in
     iterations), reconstruction_iterations (the first ones without the discriminator, so that there is a face
-    before it is judged), learning_rate, cosine_period, loss_lambda, feature_matching, adversarial_weight (1), average_decay (of the
-    weights that are kept), save_every; and where wanted save_epochs (`generator-epochNN.pt` each so many
+    before it is judged), learning_rate, cosine_period, loss_lambda, feature_matching, adversarial_weight (1),
+    average_decay (of the weights that are kept), save_every; and where wanted save_epochs (`generator-epochNN.pt` each so many
     epochs), tensorboard (log losses, and pictures every pictures_every iterations), bf16 (false: float32 even
     where bfloat16 is fast), and channels_last (the memory layout; always on CUDA, and on processors with
     bfloat16 one and a half times as fast).
@@ -236,7 +236,11 @@ class Trainer:
             matching = torch.zeros((), device=self.device)
             for a, b in zip(features, features_real, strict=True):
                 matching = matching + functional.l1_loss(a.float(), b.detach().float())
-            loss = loss + float(self.settings.get("adversarial_weight", 1.0)) * loss_g + float(self.settings["feature_matching"]) * matching
+            loss = (
+                loss
+                + float(self.settings.get("adversarial_weight", 1.0)) * loss_g
+                + float(self.settings["feature_matching"]) * matching
+            )
             losses |= {"G": loss_g.item(), "D": loss_d.item(), "features": matching.item()}
         optimiser_g.zero_grad(set_to_none=True)
         loss.backward()
