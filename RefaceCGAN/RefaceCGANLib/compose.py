@@ -91,6 +91,7 @@ def compose(
     face: Tensor,
     original: Tensor,
     region: Tensor,
+    cover: Tensor,
     working_to_native: np.ndarray,
     anatomy: Anatomy,
     scale: IntensityScale,
@@ -100,7 +101,7 @@ def compose(
     """Carry a generated face to the native grid.
 
     face, original: (A, S, L) on the working grid, -1..1; region: bool, the face region there (original is the
-    defaced scan: -1 inside). working_to_native: (4, 4) index map."""
+    defaced scan: -1 inside). cover: bool, the part of it on kept tissue that must not become air. working_to_native: (4, 4) index map."""
     import torch
 
     face = _without_seam(face, original, region)
@@ -108,6 +109,7 @@ def compose(
     head = _connected(tissue | (~region & ((original + 1) / 2 > AIR)))
     face = torch.where(region & ~head, torch.full_like(face, -1.0), face)
     level = _tissue_level(face, head)
+    face = torch.where(cover & (face < 2 * AIR - 1), level, face)
 
     box = _bounding_box(anatomy.face_region)
     first = shift(*[span.start for span in box])

@@ -25,7 +25,7 @@ from .anatomy import SPACING, Anatomy, bfloat16, locate
 from .checks import Check, check, enforce
 from .compose import Background, compose
 from .errors import InputError
-from .grid import AslView, axes_matrix, dilate, resample_axes, sample
+from .grid import AslView, axes_matrix, dilate, erode, resample_axes, sample
 from .intensity import RING_MM, IntensityScale
 from .models import DEFAULT, Model
 from .volume import Volume
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COVER = 2
+"""Working-grid voxels: kept tissue is never laid bare, at least this much of what covered it stays tissue."""
+
 Progress = Callable[[str, float], None]
 """Called with the stage and how much of the whole is done (0..1); may raise Cancelled."""
 
@@ -45,10 +48,14 @@ class WorkingScan:
     """One scan as the generator sees it, before any face is drawn.
 
     scan, region: (A, S, L) on the working grid: the defaced scan, -1..1, and the face region (bool).
+    cover: bool, the part of the region right on kept tissue that was no air: it must not become air.
+    shift: (3, A, S, L) voxels, what lets the average face meet the kept skin (`Template.meet_skin`), or None.
     to_native: (4, 4) working-grid index -> native ASL index."""
 
     scan: Tensor
     region: Tensor
+    cover: Tensor
+    shift: Tensor | None
     to_native: np.ndarray
 
 
@@ -157,6 +164,7 @@ class Refacer:
             brain_small = torch.from_numpy(resample_axes(anatomy.brain_mask, view.spacing, SPACING) > 0.5)
             ring = dilate(brain_small, round(RING_MM / SPACING)).numpy()
             scale = IntensityScale.measure(small, ring, ~region_small)
+            skin = _solid(small > anatomy.skin)
             small = np.where(region_small, scale.low, small)
             background = Background.measure(values, anatomy)
         with timer("normalise", 0.65, 0.7):
@@ -169,12 +177,17 @@ class Refacer:
             scan, _seen = sample(torch.from_numpy(stacked), to_small, shape)
             inside = sample(torch.from_numpy(region)[None], to_small, shape, "border")[0] > 0.25
             scan = torch.where(inside, torch.full_like(scan, -1.0), scan - 1.0)
+            head = sample(torch.from_numpy(skin.astype(np.float32))[None], to_small, shape, "border")[0] > 0.5
+            cover = head & inside & dilate(head & ~inside, COVER)
+            shift = None
+            if "prior" in card["condition"] and not anatomy.already_defaced:
+                shift = self._cropped_template.meet_skin(head.numpy(), inside.numpy())
         expected = float(np.count_nonzero(template.head & template.face_region))
         expected *= abs(float(np.linalg.det(np.linalg.inv(anatomy.to_template) @ template.affine)))
         expected *= float(np.prod(view.spacing)) / 1000 * anatomy.in_view
         return Prepared(
             original=volume, anatomy=anatomy, scale=scale, background=background,
-            working=WorkingScan(scan, inside, to_native), expected_ml=expected, seconds=timer.seconds,
+            working=WorkingScan(scan, inside, cover, shift, to_native), expected_ml=expected, seconds=timer.seconds,
         )  # fmt: skip
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
@@ -211,7 +224,8 @@ class Refacer:
             face = self.draw(prepared, seed, probability)
         with timer("compose", 0.85, 0.95):
             composed = compose(
-                face, prepared.working.scan, prepared.working.region, prepared.working.to_native, anatomy,
+                face, prepared.working.scan, prepared.working.region, prepared.working.cover,
+                prepared.working.to_native, anatomy,
                 prepared.scale, prepared.background, np.random.default_rng([seed, 1]),
             )  # fmt: skip
             stored = original.stored.copy()
@@ -268,7 +282,8 @@ class Refacer:
         channels = {"defaced": working.scan, "face_region": working.region.float()}
         if "prior" in names:
             code = np.random.default_rng([seed, 0]).standard_normal(self.model.template.modes_count)
-            channels["prior"] = self._cropped_template.prior(code * float(card["shape_spread"]))
+            code *= float(card["shape_spread"])
+            channels["prior"] = self._cropped_template.prior(code, working.shift)
         condition = torch.stack([channels[name] for name in names])[None]
         generator = self.model.generator
         for device in dict.fromkeys([self.device, torch.device("cpu")]):
@@ -294,6 +309,16 @@ class Refacer:
         grid = self.model.card["working_grid"]
         spans = tuple(slice(a, a + n) for a, n in zip(grid["first_voxel"], grid["shape"], strict=True))
         return self.model.template.crop(spans)  # type: ignore[arg-type]
+
+
+def _solid(tissue: np.ndarray) -> np.ndarray:
+    """The head without its hollows: tissue (bool), closed by 8 mm of the 2 mm grid and filled."""
+    import torch
+    from scipy import ndimage
+
+    closed = erode(dilate(torch.from_numpy(tissue), 4), 4)
+    filled: np.ndarray = ndimage.binary_fill_holes(closed.numpy())
+    return filled
 
 
 def _first(voxel: list[int]) -> np.ndarray:

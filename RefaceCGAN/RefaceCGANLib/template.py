@@ -21,14 +21,18 @@ if TYPE_CHECKING:
 MODE_SPACING = 4
 """The modes lie on a grid this many times coarser than the template grid."""
 
+MEETING_SIGMA = 5.0
+"""Voxels; how smoothly the average skin is led to the scan's own at the end of the face region."""
+
 
 @dataclass(frozen=True)
 class Template:
     """All arrays (A, S, L) on the template grid unless said otherwise.
 
     affine: (4, 4) template-grid index -> RAS+ mm.  mean: average head, -1 (air) to 1.  head: bool, inside the
-    average skin.  brain: 0..1, how often a voxel is brain.  face_region: bool, the voxels to empty and generate
-    in the average head.  window: bool, where skin counts as face.  weight: 0..1, how far a random shape may move a voxel (0 at the border to kept tissue).
+    average skin.  brain: 0..1, how often a voxel is brain.  face_region: bool, the voxels to empty and generate in
+    the average head.  window: bool, where skin counts as face.  weight: 0..1, how far a random shape may move a
+    voxel (0 at the border to kept tissue).
     modes: (K, 3, a, s, l) and mode_mean: (3, a, s, l) displacements in RAS mm: the face of code c at y shows
     the average head at y + weight * (mode_mean + sum c_k modes_k)(y).
     """
@@ -87,12 +91,33 @@ class Template:
         full = functional.interpolate(coarse, size=self.mean.shape, mode="trilinear", align_corners=False)[0]
         return full * torch.from_numpy(self.weight.astype(np.float32))
 
-    def prior(self, code: np.ndarray) -> Tensor:
-        """The average head with a face of shape `code` (K,): tensor (A, S, L), -1 to 1."""
+    def prior(self, code: np.ndarray, shift: Tensor | None = None) -> Tensor:
+        """The average head with a face of shape `code` (K,): tensor (A, S, L), -1 to 1. `shift` (3, A, S, L) in
+        voxels is added to the displacement: see `meet_skin`."""
         import torch
 
         mean = torch.from_numpy(self.mean.astype(np.float32))
-        return warp(mean[None], self.displacement(code))[0]
+        displacement = self.displacement(code)
+        return warp(mean[None], displacement if shift is None else displacement + shift)[0]
+
+    def meet_skin(self, head: np.ndarray, region: np.ndarray) -> Tensor:
+        """The displacement (3, A, S, L) in voxels that lets the average skin meet the scan's own skin where the
+        face region ends, and fades towards the middle of the face.
+
+        head, region: bool (A, S, L), inside the scan's skin, and its face region. Only distances to the skin in a
+        band just outside the region are used, which the refaced scan keeps anyway."""
+        import torch
+        from scipy import ndimage
+
+        average = _distance(self.head)
+        normal = np.stack(np.gradient(ndimage.gaussian_filter(average, 1.0)))
+        normal /= np.maximum(np.linalg.norm(normal, axis=0), 1e-3)
+        own = _distance(head)
+        band = ndimage.binary_dilation(region, iterations=3) & ~region & (np.abs(own) < 4) & (np.abs(average) < 8)
+        amount = ndimage.gaussian_filter(np.where(band, own - average, 0.0), MEETING_SIGMA)
+        amount /= np.maximum(ndimage.gaussian_filter(band.astype(np.float64), MEETING_SIGMA), 1e-4)
+        amount *= 1.0 - self.weight.astype(np.float64)
+        return torch.from_numpy((normal * amount).astype(np.float32))
 
     def sample(self, array: np.ndarray, coordinates: Tensor) -> Tensor:
         """Trilinear values of an array (A, S, L) of the template grid at template points (..., 3) in RAS mm."""
@@ -109,6 +134,14 @@ class Template:
             source, grid.reshape(1, -1, 1, 1, 3), align_corners=True, padding_mode="border"
         )
         return values.reshape(lead)
+
+
+def _distance(inside: np.ndarray) -> np.ndarray:
+    """Distance to the border of a bool mask in voxels, negative inside."""
+    from scipy.ndimage import distance_transform_edt
+
+    result: np.ndarray = distance_transform_edt(~inside) - distance_transform_edt(inside)
+    return result
 
 
 def warp(images: Tensor, displacement: Tensor) -> Tensor:
