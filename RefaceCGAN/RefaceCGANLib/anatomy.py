@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 SPACING = 2.0
 """mm; the anatomy grid, along the scan's own axes."""
 BRAIN_MARGIN = 3
-"""Voxels of the template grid (2 mm): the face region keeps this far from the brain mask."""
+"""Voxels of the template grid (2 mm): the face region keeps this far from the brain mask, and from the
+average brain, in case the mask misses a part."""
 SKIN_DEPTH = 3
 """Voxels of the template grid: at least this much of the scan's own skin is in the face region."""
 SMOOTHING = 0.7
@@ -143,7 +144,7 @@ def locate(
         solid = erode(dilate((scan > skin) | ~seen, 4), 4)
         air = dilate(~_filled(solid), SKIN_DEPTH)
         wanted = torch.from_numpy(template.face_region) | (torch.from_numpy(template.window) & air)
-        wanted &= ~dilate(here, BRAIN_MARGIN)
+        wanted &= ~dilate(here | average_brain, BRAIN_MARGIN)
         region = _carry(wanted.float(), template_index, native_shape) & ~brain_native
     warnings = []
     if in_view < 0.9:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MODE_SPACING = 4
 """The modes lie on a grid this many times coarser than the template grid."""
 
+MEETING = 3.0
+"""Voxels; the average skin is moved this far at most to meet the scan's own."""
 MEETING_SIGMA = 5.0
 """Voxels; how smoothly the average skin is led to the scan's own at the end of the face region."""
 
@@ -114,7 +116,9 @@ class Template:
         normal /= np.maximum(np.linalg.norm(normal, axis=0), 1e-3)
         own = _distance(head)
         band = ndimage.binary_dilation(region, iterations=3) & ~region & (np.abs(own) < 4) & (np.abs(average) < 8)
-        amount = ndimage.gaussian_filter(np.where(band, own - average, 0.0), MEETING_SIGMA)
+        amount = ndimage.gaussian_filter(
+            np.where(band, (own - average).clip(-MEETING, MEETING), 0.0), MEETING_SIGMA
+        )
         amount /= np.maximum(ndimage.gaussian_filter(band.astype(np.float64), MEETING_SIGMA), 1e-4)
         amount *= 1.0 - self.weight.astype(np.float64)
         return torch.from_numpy((normal * amount).astype(np.float32))

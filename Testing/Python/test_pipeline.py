@@ -70,14 +70,14 @@ def test_no_original_skin_is_left_in_the_face_region(refaced, name):
 
 @pytest.mark.parametrize("name", VAL)
 def test_the_face_is_in_the_face_region(refaced, name):
-    """The skin in front of the brain's front pole and below its middle is emptied: nothing of it survives."""
+    """The foremost skin at the height of nose and mouth is emptied, all of it."""
     original, labels, result = refaced[name]
     view = AslView.of(original)
     brain, region = view.to_asl(labels), view.to_asl(result.face_region)
     skin = view.to_asl(original.array) > skin_threshold(original.array, original.spacing)
     a, s, left = (np.flatnonzero(brain.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
     middle = int(left.mean())
-    below = slice(int(s[0]) - 5, int(s[0]) + 15)  # the height of nose and mouth
+    below = slice(int(s[0]) + 5, int(s[0]) + 22)  # the height of nose and mouth
     front = skin[a[-1] - 5 :, below, middle - 6 : middle + 7]
     assert front.any()
     covered = region[a[-1] - 5 :, below, middle - 6 : middle + 7]
@@ -147,7 +147,7 @@ def test_a_defaced_scan_is_recognised_and_nothing_more_is_removed(refacer, heads
     result = refacer.reface(volume, seed=1)
     assert result.report["already_defaced"]
     emptied = volume.stored == volume.stored.min()
-    kept = ~emptied & ~ndimage.binary_closing(emptied, iterations=3)
+    kept = ~ndimage.binary_closing(np.pad(emptied, 3), np.ones((5, 5, 5)))[3:-3, 3:-3, 3:-3] & ~emptied
     assert np.array_equal(volume.stored[kept], result.volume.stored[kept])
     tissue_ml = (result.face_region & ~result.air_mask).sum() * np.prod(volume.spacing) / 1000
     assert tissue_ml > 100  # it has a face again
