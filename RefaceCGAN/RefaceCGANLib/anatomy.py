@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SPACING = 2.0
 """mm; the anatomy grid, along the scan's own axes."""
-BRAIN_MARGIN = 3
+BRAIN_MARGIN = 4
 """Voxels of the template grid (2 mm): the face region keeps this far from the brain mask, and from the
 average brain, in case the mask misses a part."""
 SKIN_DEPTH = 3

@@ -101,7 +101,8 @@ def compose(
     """Carry a generated face to the native grid.
 
     face, original: (A, S, L) on the working grid, -1..1; region: bool, the face region there (original is the
-    defaced scan: -1 inside). cover: bool, the part of it on kept tissue that must not become air. working_to_native: (4, 4) index map."""
+    defaced scan: -1 inside). cover: bool, the part of it on kept tissue that must not become air.
+    working_to_native: (4, 4) index map."""
     import torch
 
     face = _without_seam(face, original, region)
@@ -109,7 +110,9 @@ def compose(
     head = _connected(tissue | (~region & ((original + 1) / 2 > AIR)))
     face = torch.where(region & ~head, torch.full_like(face, -1.0), face)
     level = _tissue_level(face, head)
-    face = torch.where(cover & (face < 2 * AIR - 1), level, face)
+    bare = dilate(cover & (face < 2 * AIR - 1), 1) & cover
+    least = (level + 1) * torch.from_numpy(_soft(bare)) - 1
+    face = torch.where(bare, torch.maximum(face, least), face)
 
     box = _bounding_box(anatomy.face_region)
     first = shift(*[span.start for span in box])
@@ -178,6 +181,14 @@ def _tissue_level(face: Tensor, head: Tensor) -> Tensor:
     weight = ndimage.gaussian_filter(inner, TISSUE_SIGMA)
     level = ndimage.gaussian_filter(inner * (face.numpy() + 1), TISSUE_SIGMA) / np.maximum(weight, 1e-3)
     return torch.from_numpy((level - 1).astype(np.float32))
+
+
+def _soft(mask: Tensor) -> np.ndarray:
+    """A mask with soft borders: float32 (A, S, L), 1 well inside."""
+    from scipy import ndimage
+
+    blurred = ndimage.gaussian_filter(mask.float().numpy(), 1.0)
+    return np.asarray(np.clip(1.5 * blurred, 0.0, 1.0), dtype=np.float32)
 
 
 def _finer(images: Tensor) -> Tensor:

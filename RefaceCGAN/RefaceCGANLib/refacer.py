@@ -186,8 +186,8 @@ class Refacer:
         expected *= abs(float(np.linalg.det(np.linalg.inv(anatomy.to_template) @ template.affine)))
         expected *= float(np.prod(view.spacing)) / 1000 * anatomy.in_view
         return Prepared(
-            original=volume, anatomy=anatomy, scale=scale, background=background,
-            working=WorkingScan(scan, inside, cover, shift, to_native), expected_ml=expected, seconds=timer.seconds,
+            original=volume, anatomy=anatomy, scale=scale, background=background, expected_ml=expected,
+            working=WorkingScan(scan, inside, cover, shift, to_native), seconds=timer.seconds,
         )  # fmt: skip
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:

@@ -57,10 +57,10 @@ class Trainer:
     `settings` is the table [training] of a configuration: seed, iterations (or epochs and epoch_length, in
     iterations), reconstruction_iterations (the first ones without the discriminator, so that there is a face
     before it is judged), learning_rate, cosine_period, loss_lambda, feature_matching, adversarial_weight (1),
-    average_decay (of the weights that are kept), save_every; and where wanted save_epochs (`generator-epochNN.pt` each so many
-    epochs), tensorboard (log losses, and pictures every pictures_every iterations), bf16 (false: float32 even
-    where bfloat16 is fast), and channels_last (the memory layout; always on CUDA, and on processors with
-    bfloat16 one and a half times as fast).
+    average_decay (of the weights that are kept), save_every; and where wanted save_epochs
+    (`generator-epochNN.pt` each so many epochs), tensorboard (log losses, and pictures every pictures_every
+    iterations), bf16 (false: float32 even where bfloat16 is fast), and channels_last (the memory layout; always
+    on CUDA, and on processors with bfloat16 one and a half times as fast).
     """
 
     def __init__(
