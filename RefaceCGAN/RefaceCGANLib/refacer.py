@@ -115,7 +115,10 @@ class Result:
 
 
 def empty_face(original: Volume, anatomy: Anatomy) -> Volume:
-    """The scan with its face region set to the scan's lowest value; everything else bit-identical."""
+    """The scan with its face region set to the scan's lowest value; everything else bit-identical. A scan that
+    came without a face is returned as it is."""
+    if anatomy.already_defaced:
+        return original
     stored = original.stored.copy()
     lowest = original.stored.min() if original.slope > 0 else original.stored.max()
     anatomy.view.to_asl(stored)[anatomy.face_region] = lowest
