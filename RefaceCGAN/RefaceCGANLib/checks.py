@@ -9,6 +9,7 @@ import numpy as np
 
 from .anatomy import Anatomy
 from .errors import CheckError
+from .grid import bounding_box
 from .volume import Volume
 
 FACE_RATIO = (0.5, 1.7)
@@ -100,6 +101,8 @@ def _untouched_tissue(
     nothing changed. A single voxel may keep its value by chance (8-bit scans), a block may not."""
     from scipy import ndimage
 
+    box = bounding_box(region)
+    before, changed, region = before[box], changed[box], region[box]
     tissue = region & (before.astype(np.float32) * original.slope + original.intercept > skin)
     same = tissue & ~changed
     if np.count_nonzero(same) < 27:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .anatomy import Anatomy
-from .grid import dilate, sample, shift
+from .grid import bounding_box, dilate, sample, shift
 from .intensity import IntensityScale
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def compose(
     least = (level + 1) * torch.from_numpy(_soft(bare)) - 1
     face = torch.where(bare, torch.maximum(face, least), face)
 
-    box = _bounding_box(anatomy.face_region)
+    box = bounding_box(anatomy.face_region)
     first = shift(*[span.start for span in box])
     shape = tuple(span.stop - span.start for span in box)
     fine = _finer(torch.stack([face, level]))
@@ -215,11 +215,3 @@ def _grain(shape: tuple[int, ...], blur: float, rng: np.random.Generator) -> np.
         noise = ndimage.gaussian_filter(noise, blur)
         noise /= max(float(noise.std()), 1e-6)
     return noise
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    spans = []
-    for axis in range(3):
-        used = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        spans.append(slice(int(used[0]), int(used[-1]) + 1))
-    return spans[0], spans[1], spans[2]

@@ -175,3 +175,12 @@ def dilate(mask: Tensor, voxels: int) -> Tensor:
 def erode(mask: Tensor, voxels: int) -> Tensor:
     """A bool mask (A, S, L) shrunk by a cube of `voxels` from each side; the grid's border does not shrink it."""
     return ~dilate(~mask, voxels)
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    """The smallest box that holds all True voxels of a mask (A, S, L), which has some."""
+    spans = []
+    for axis in range(3):
+        used = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        spans.append(slice(int(used[0]), int(used[-1]) + 1))
+    return spans[0], spans[1], spans[2]

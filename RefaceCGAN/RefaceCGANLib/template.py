@@ -10,6 +10,7 @@ it is the shape of nobody; this is where the variety of the faces comes from, an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -102,6 +103,16 @@ class Template:
         displacement = self.displacement(code)
         return warp(mean[None], displacement if shift is None else displacement + shift)[0]
 
+    @cached_property
+    def _skin(self) -> tuple[np.ndarray, np.ndarray]:
+        """Distance to the average skin (A, S, L) and its direction (3, A, S, L), in voxels."""
+        from scipy import ndimage
+
+        average = _distance(self.head)
+        normal = np.stack(np.gradient(ndimage.gaussian_filter(average, 1.0)))
+        normal /= np.maximum(np.linalg.norm(normal, axis=0), 1e-3)
+        return average, normal
+
     def meet_skin(self, head: np.ndarray, region: np.ndarray) -> Tensor:
         """The displacement (3, A, S, L) in voxels that lets the average skin meet the scan's own skin where the
         face region ends, and fades towards the middle of the face.
@@ -111,16 +122,14 @@ class Template:
         import torch
         from scipy import ndimage
 
-        average = _distance(self.head)
-        normal = np.stack(np.gradient(ndimage.gaussian_filter(average, 1.0)))
-        normal /= np.maximum(np.linalg.norm(normal, axis=0), 1e-3)
+        average, normal = self._skin
         own = _distance(head)
         band = ndimage.binary_dilation(region, iterations=3) & ~region & (np.abs(own) < 4) & (np.abs(average) < 8)
         amount = ndimage.gaussian_filter(
             np.where(band, (own - average).clip(-MEETING, MEETING), 0.0), MEETING_SIGMA
         )
-        amount /= np.maximum(ndimage.gaussian_filter(band.astype(np.float64), MEETING_SIGMA), 1e-4)
-        amount *= 1.0 - self.weight.astype(np.float64)
+        amount /= np.maximum(ndimage.gaussian_filter(band.astype(np.float32), MEETING_SIGMA), 1e-4)
+        amount *= 1.0 - self.weight.astype(np.float32)
         return torch.from_numpy((normal * amount).astype(np.float32))
 
     def sample(self, array: np.ndarray, coordinates: Tensor) -> Tensor:
@@ -145,7 +154,7 @@ def _distance(inside: np.ndarray) -> np.ndarray:
     from scipy.ndimage import distance_transform_edt
 
     result: np.ndarray = distance_transform_edt(~inside) - distance_transform_edt(inside)
-    return result
+    return result.astype(np.float32)
 
 
 def warp(images: Tensor, displacement: Tensor) -> Tensor:
