@@ -163,7 +163,8 @@ class Refacer:
         with timer("deface", 0.5, 0.65):
             template = self.model.template
             small = resample_axes(values, view.spacing, SPACING)
-            region_small = resample_axes(anatomy.face_region, view.spacing, SPACING) > 0.5
+            region_share = resample_axes(anatomy.face_region, view.spacing, SPACING)
+            region_small = region_share > 0.5
             brain_small = torch.from_numpy(resample_axes(anatomy.brain_mask, view.spacing, SPACING) > 0.5)
             ring = dilate(brain_small, round(RING_MM / SPACING)).numpy()
             scale = IntensityScale.measure(small, ring, ~region_small)
@@ -175,10 +176,9 @@ class Refacer:
             to_template = template.affine @ _first(card["working_grid"]["first_voxel"])
             to_native = np.linalg.inv(anatomy.to_template) @ to_template
             to_small = np.linalg.inv(axes_matrix(view.spacing, SPACING)) @ to_native
-            region = resample_axes(anatomy.face_region, view.spacing, SPACING)
             stacked = np.stack([scale.normalise(small) + 1.0, np.ones_like(small)])
             scan, _seen = sample(torch.from_numpy(stacked), to_small, shape)
-            inside = sample(torch.from_numpy(region)[None], to_small, shape, "border")[0] > 0.25
+            inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > 0.25
             scan = torch.where(inside, torch.full_like(scan, -1.0), scan - 1.0)
             head = sample(torch.from_numpy(skin.astype(np.float32))[None], to_small, shape, "border")[0] > 0.5
             cover = head & inside & dilate(head & ~inside, COVER)
