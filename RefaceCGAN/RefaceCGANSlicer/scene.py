@@ -1,0 +1,383 @@
+"""The scene: what a volume node holds, as arrays, and a result as nodes and files.
+
+A node's voxels and its place are read without changing the node. A result is a scalar volume node that knows its
+original (node reference `ORIGINAL`), its face region (`REGION`), its report and what the eye found (attributes
+under `RefaceCGAN.`); all of that survives saving and loading the scene.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from RefaceCGANLib.errors import InputError
+from RefaceCGANLib.volume import Volume
+from vtk.util.numpy_support import vtk_to_numpy
+
+from . import saving
+
+SCAN = "vtkMRMLScalarVolumeNode"
+ORIGINAL, REGION = "RefaceCGAN.original", "RefaceCGAN.faceRegion"
+"""Node references of a result: to its original, and to the segmentation of its face region."""
+SKIN_OF = "RefaceCGAN.skinOf"
+"""Node reference of a skin model: to the volume whose face it shows."""
+REPORT, QC_VERDICT = "RefaceCGAN.report", "RefaceCGAN.qc.verdict"
+QC_TICKS, QC_NOTE = "RefaceCGAN.qc.ticks", "RefaceCGAN.qc.note"
+EYE_CHECKS = ("eyes", "nose", "mouth", "ears", "no seam", "brain intact")
+REGION_COLOUR = 0.95, 0.75, 0.1
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a node is: size (voxels along I, J, K), spacing (mm), orientation (the direction in which I, J, K grow,
+    e.g. "LPS"), problem (why it cannot be refaced, one sentence, or None) and note (one sentence, or None)."""
+
+    size: tuple[int, int, int] = (0, 0, 0)
+    spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    orientation: str = ""
+    problem: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class QC:
+    """What the eye found: passed (None: not decided yet), ticks (which of `EYE_CHECKS` hold) and a note."""
+
+    passed: bool | None = None
+    ticks: tuple[str, ...] = ()
+    note: str = ""
+
+
+# --- from the scene ---------------------------------------------------------------------------------------
+
+
+def volume_of(node: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The voxels of a scalar volume node and where they lie.
+
+    Returns a view (I, J, K) of the node's memory, in its own type, and the (4, 4) float64 matrix from voxel to
+    RAS+ mm of the world: linear transforms above the node are hardened into the matrix, not into the node.
+    Raises InputError for anything else: no volume, several volumes, a label map, a non-linear transform.
+    """
+    problem = _obstacle(node)
+    if problem:
+        raise InputError(problem)
+    return _array(node), _world(node) @ _matrix(node)
+
+
+def what_is_it(node: Any) -> Description:
+    """Describe a node before it is refaced; never raises for a node that cannot be."""
+    problem = _obstacle(node)
+    if problem:
+        return Description(problem=problem)
+    array, affine = volume_of(node)
+    spacing = tuple(float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0))
+    try:
+        Volume.from_array(array, affine).check()
+    except InputError as error:
+        problem = str(error).replace("the volume", node.GetName(), 1)
+    return Description(array.shape, spacing, orientation(affine), problem, _note(node))
+
+
+def orientation(affine: np.ndarray) -> str:
+    """The anatomical directions in which I, J, K grow, e.g. "LPS", of a voxel to RAS+ matrix (4, 4)."""
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    columns = [0, 1, 2]
+    rows = max(itertools.permutations(columns), key=lambda rows: np.abs(cosines[list(rows), columns]).sum())
+    return "".join(("LR", "PA", "IS")[row][int(cosines[row, column] > 0)] for column, row in enumerate(rows))
+
+
+def _obstacle(node: Any) -> str | None:
+    """Why the node holds no single scan in a known place, or None."""
+    if node is None:
+        return "No scan is chosen; choose one."
+    name = node.GetName()
+    if node.IsA("vtkMRMLLabelMapVolumeNode") or node.IsA("vtkMRMLSegmentationNode"):
+        return f"{name} is a label map or segmentation; choose the scan itself."
+    if not node.IsA(SCAN):
+        return f"{name} is no volume; choose a scan."
+    image = node.GetImageData()
+    if image is None or not image.GetNumberOfPoints() or image.GetPointData().GetScalars() is None:
+        return f"{name} holds no voxels; load it again."
+    if node.GetClassName() != SCAN or image.GetNumberOfScalarComponents() > 1:
+        return f"{name} holds several volumes or colours; take out one 3D volume first."
+    transform = node.GetParentTransformNode()
+    if transform is not None and not transform.IsTransformToWorldLinear():
+        return f"{name} is under a non-linear transform; harden the transform or take the scan out of it."
+    return None
+
+
+def _note(node: Any) -> str | None:
+    if _browsers(node):
+        return "This is one item of a sequence; only the item that is shown now is refaced."
+    if node.GetParentTransformNode() is not None:
+        return "The scan is under a transform; it is refaced as it lies, and the result comes under the same one."
+    return None
+
+
+def _array(node: Any) -> np.ndarray:
+    return slicer.util.arrayFromVolume(node).T
+
+
+def _matrix(node: Any) -> np.ndarray:
+    """The node's own voxel to RAS matrix, before any transform above it."""
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def _world(node: Any) -> np.ndarray:
+    matrix, transform = vtk.vtkMatrix4x4(), node.GetParentTransformNode()
+    if transform is not None:
+        transform.GetMatrixTransformToWorld(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def _browsers(node: Any) -> list[Any]:
+    """The sequence browsers that show a sequence in this node."""
+    browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", node.GetScene())
+    return [browser for browser in browsers if browser.IsProxyNodeID(node.GetID())]
+
+
+# --- into the scene ---------------------------------------------------------------------------------------
+
+
+def add_result(
+    input_node: Any,
+    array: np.ndarray,
+    name: str | None = None,
+    report: dict[str, Any] | None = None,
+    node: Any = None,
+) -> Any:
+    """Put a result into the scene, and return its node.
+
+    array: (I, J, K), of the input's shape and type. name: default "<input> refaced", made unique; node: an
+    existing scalar volume to fill instead, which keeps its name. Geometry, parent transform, window and level,
+    colours and place in the subject hierarchy are the input's; its DICOM attributes are not copied, as they
+    lead to the original. Raises InputError where the input has changed in the meantime or is to be replaced.
+    """
+    source = input_node.GetImageData()
+    if _obstacle(input_node) or array.shape != _array(input_node).shape or array.dtype != _array(input_node).dtype:
+        raise InputError(f"{input_node.GetName()} changed while it was worked on; start again.")
+    if node is input_node:
+        raise InputError("A result cannot replace its original; choose another output volume.")
+    scene = input_node.GetScene()
+    image = vtk.vtkImageData()
+    image.CopyStructure(source)
+    image.AllocateScalars(source.GetScalarType(), 1)
+    vtk_to_numpy(image.GetPointData().GetScalars()).reshape(array.shape[::-1])[...] = array.T
+    if node is None:
+        node = scene.AddNewNodeByClass(SCAN, _unique_name(scene, name or f"{input_node.GetName()} refaced"))
+    with slicer.util.NodeModify(node):
+        node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(_matrix(input_node)))
+        node.SetAndObserveImageData(image)
+        node.SetVoxelValueQuantity(input_node.GetVoxelValueQuantity())
+        node.SetVoxelValueUnits(input_node.GetVoxelValueUnits())
+        node.SetAndObserveTransformNodeID(input_node.GetTransformNodeID())
+        node.SetNodeReferenceID(ORIGINAL, input_node.GetID())
+        node.SetAttribute(REPORT, json.dumps(report or {}))
+        set_qc(node, QC())
+    _copy_display(input_node, node)
+    _place_beside(node, input_node)
+    return node
+
+
+def add_face_region(result_node: Any, region: np.ndarray) -> Any:
+    """Put the face region (bool, I, J, K, in the result's geometry) into the scene as a segmentation node beside
+    the result, which refers to it. Slices show its outline, 3D views do not; Segment Editor can edit it."""
+    scene, original = result_node.GetScene(), original_of(result_node)
+    name = f"{(original or result_node).GetName()} face region"
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", _unique_name(scene, name))
+    segmentation.CreateDefaultDisplayNodes()
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(result_node)
+    segmentation.SetAndObserveTransformNodeID(result_node.GetTransformNodeID())
+    image = slicer.vtkOrientedImageData()
+    image.SetDimensions(region.shape)
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    vtk_to_numpy(image.GetPointData().GetScalars()).reshape(region.shape[::-1])[...] = region.T
+    image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(_matrix(result_node)))
+    segmentation.AddSegmentFromBinaryLabelmapRepresentation(image, "face region", REGION_COLOUR)
+    display = segmentation.GetDisplayNode()
+    display.SetVisibility2DFill(False)
+    display.SetVisibility2DOutline(True)
+    display.SetVisibility3D(False)
+    display.SetSliceIntersectionThickness(2)
+    _place_beside(segmentation, result_node)
+    result_node.SetNodeReferenceID(REGION, segmentation.GetID())
+    return segmentation
+
+
+def face_region_of(result_node: Any) -> np.ndarray | None:
+    """The face region of a result as it stands in the scene now, edited or not: bool (I, J, K); None without."""
+    segmentation = result_node.GetNodeReference(REGION)
+    if segmentation is None or not segmentation.GetSegmentation().GetNumberOfSegments():
+        return None
+    segment = segmentation.GetSegmentation().GetNthSegmentID(0)
+    return slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment, result_node).T > 0
+
+
+def _place_beside(node: Any, other: Any) -> None:
+    hierarchy, item = _item(node)
+    hierarchy.SetItemParent(item, hierarchy.GetItemParent(_item(other)[1]))
+
+
+def _item(node: Any) -> tuple[Any, int]:
+    """The subject hierarchy and the node's item in it, which is made where it is missing."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
+    item = hierarchy.GetItemByDataNode(node)
+    return hierarchy, item or hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
+
+
+def _unique_name(scene: Any, name: str) -> str:
+    return name if scene.GetFirstNodeByName(name) is None else scene.GenerateUniqueName(name)
+
+
+def _copy_display(source: Any, node: Any) -> None:
+    if node.GetScalarVolumeDisplayNode() is None:
+        node.CreateDefaultDisplayNodes()
+    if source.GetScalarVolumeDisplayNode() is not None:
+        display = node.GetScalarVolumeDisplayNode()
+        display.CopyContent(source.GetScalarVolumeDisplayNode())
+        display.SetAutoWindowLevel(False)  # else it would be found anew, and the two would differ in brightness
+
+
+# --- what a result knows ----------------------------------------------------------------------------------
+
+
+def original_of(result_node: Any) -> Any:
+    """The original's node, or None where it is no longer in the scene."""
+    return result_node.GetNodeReference(ORIGINAL)
+
+
+def report_of(result_node: Any) -> dict[str, Any]:
+    """The report that came with a result, and under "qc" what the eye found; empty where there was none.
+
+    Raises InputError for a node that is no result.
+    """
+    text = result_node.GetAttribute(REPORT)
+    if text is None:
+        raise InputError(f"{result_node.GetName()} is no result of RefaceCGAN; choose a refaced scan.")
+    report = json.loads(text)
+    qc = read_qc(result_node)
+    if report and qc != QC():
+        report["qc"] = {"passed": qc.passed, "ticks": list(qc.ticks), "note": qc.note}
+    return report
+
+
+def set_qc(result_node: Any, qc: QC) -> None:
+    """Keep what the eye found in the result node's attributes."""
+    verdict = None if qc.passed is None else ("pass" if qc.passed else "fail")
+    for name, value in ((QC_VERDICT, verdict), (QC_TICKS, "|".join(qc.ticks)), (QC_NOTE, qc.note)):
+        if value:
+            result_node.SetAttribute(name, value)
+        else:
+            result_node.RemoveAttribute(name)
+
+
+def read_qc(result_node: Any) -> QC:
+    """What `set_qc` kept, also after the scene was saved and loaded."""
+    verdict, ticks = result_node.GetAttribute(QC_VERDICT), result_node.GetAttribute(QC_TICKS)
+    passed = None if verdict is None else verdict == "pass"
+    return QC(passed, tuple(ticks.split("|")) if ticks else (), result_node.GetAttribute(QC_NOTE) or "")
+
+
+# --- the original's face in the scene ---------------------------------------------------------------------
+
+
+def originals_in_scene(result_node: Any) -> list[Any]:
+    """The nodes that hold the original face, in what would be saved with the scene or on screen: the original,
+    copies of it with the same voxels, sequences that show in one of these, and models of its skin.
+
+    Volumes that were computed from the original by other means (filtered, resampled) are not recognised.
+    """
+    original = original_of(result_node)
+    if original is None:
+        return []
+    scene, values = result_node.GetScene(), _array(original)
+    held = [original]
+    for node in slicer.util.getNodesByClass(SCAN, scene):
+        image = node.GetImageData()
+        same = image is not None and _obstacle(node) is None and np.array_equal(_array(node), values)
+        if same and node not in (original, result_node):
+            held.append(node)
+    sequences = [browser.GetSequenceNode(node) for node in held for browser in _browsers(node)]
+    models = slicer.util.getNodesByClass("vtkMRMLModelNode", scene)
+    skins = [model for model in models if model.GetNodeReference(SKIN_OF) in held]
+    return list(dict.fromkeys([*held, *sequences, *skins]))
+
+
+def remove_original(scene: Any, node: Any) -> list[str]:
+    """Remove the original of the result `node` from the scene, with all of `originals_in_scene`, their display and
+    storage nodes; returns the names of what was removed. The result and the files on disk stay."""
+    held = originals_in_scene(node)
+    names = [each.GetName() for each in held]
+    for each in reversed(held):  # sequences first, else their browsers show the item anew
+        parts = [each.GetNthStorageNode(i) for i in range(each.GetNumberOfStorageNodes())]
+        if each.IsA("vtkMRMLDisplayableNode"):
+            parts += [each.GetNthDisplayNode(i) for i in range(each.GetNumberOfDisplayNodes())]
+        for part in (each, *filter(None, parts)):
+            scene.RemoveNode(part)
+    node.RemoveNodeReferenceIDs(ORIGINAL)
+    return names
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def write_result(
+    result_node: Any, path: str | os.PathLike[str], mask: bool = True, report: bool = True, picture: bool = True
+) -> saving.Written:
+    """Write the refaced scan alone, without the scene, and beside it what belongs to it (see `saving.write`).
+
+    The voxels are the node's, bit for bit, in the node's own geometry: a transform above it is not applied, as in
+    Slicer's own saving. The mask is the face region as it stands in the scene now.
+
+    Raises InputError where the node is no result or holds the original's voxels, where a file of another node of
+    the scene would be overwritten, and where something cannot be written.
+    """
+    content, original, values = report_of(result_node), original_of(result_node), _array(result_node)
+    if original is not None and np.array_equal(values, _array(original)):
+        raise InputError(f"{result_node.GetName()} still shows the original's face; reface it first.")
+    affine = _matrix(result_node)
+    region = face_region_of(result_node) if mask else None
+    return saving.write(
+        path,
+        Volume.from_array(values, affine),
+        region=None if region is None else Volume.from_array(region, affine),
+        report=content if report else {},
+        source=_source(original),
+        picture=picture,
+        protected=_files_of_others(result_node),
+    )
+
+
+def files_of(*nodes: Any) -> list[Path]:
+    """The files on disk that volume nodes were read from or written to."""
+    storages = [node.GetStorageNode() for node in nodes]
+    return [file for storage in storages if storage is not None for file in _files(storage)]
+
+
+def _files_of_others(result_node: Any) -> list[Path]:
+    """The files that other nodes of the scene were read from or written to."""
+    own = [result_node.GetNthStorageNode(i) for i in range(result_node.GetNumberOfStorageNodes())]
+    storages = slicer.util.getNodesByClass("vtkMRMLStorageNode", result_node.GetScene())
+    return [file for storage in storages if storage not in own for file in _files(storage)]
+
+
+def _files(storage: Any) -> list[Path]:
+    names = [storage.GetFileName(), *(storage.GetNthFileName(i) for i in range(storage.GetNumberOfFileNames()))]
+    return [Path(name) for name in dict.fromkeys(filter(None, names))]
+
+
+def _source(original: Any) -> Path | None:
+    """The file that the original was read from, if it is one file, still there, and its voxels are those."""
+    files = files_of(original) if original is not None else []
+    if len(files) != 1 or not files[0].is_file() or original.GetModifiedSinceRead():
+        return None
+    return files[0]

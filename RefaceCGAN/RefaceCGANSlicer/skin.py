@@ -1,0 +1,126 @@
+"""The skin in a 3D view: its material, the lights, the camera, as a surface or as a volume rendering.
+
+Colour, lights and camera are those of the pictures (`RefaceCGANLib.surface.render`), so a face on screen looks as
+it does in a report. Nothing of it is saved with the scene: it takes a second to make anew, and the original's
+skin would carry its face into a file.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import slicer
+import vtk
+from RefaceCGANLib.errors import InputError
+from RefaceCGANLib.surface import LIGHTS, SKIN, VIEW_ANGLE, VIEWS, Frame, Surface, polydata
+
+from .layout import camera_of, mark, renderer_of
+from .scene import SKIN_OF
+
+FLESH = 0.85, 0.55, 0.45  # behind the skin in a volume rendering, where the ray goes deeper
+RAMP = 0.9, 1.1  # of the skin threshold: where a volume rendering turns from clear to opaque
+
+
+def add_model(scene: Any, view: Any) -> Any:
+    """An empty skin model that only one 3D view shows, and no list of the scene's data: a saved subject hierarchy
+    would keep its name."""
+    model = slicer.vtkMRMLModelNode()
+    model.SetHideFromEditors(True)
+    scene.AddNode(model)
+    model.CreateDefaultDisplayNodes()
+    display = model.GetDisplayNode()
+    display.SetColor(*SKIN)
+    display.SetAmbient(0.08)
+    display.SetDiffuse(0.9)
+    display.SetSpecular(0.12)
+    display.SetPower(20)
+    display.SetInterpolation(display.PhongInterpolation)
+    display.SetScalarVisibility(False)
+    display.SetVisibility2D(False)
+    display.AddViewNodeID(view.GetID())
+    mark(model, display)
+    return model
+
+
+def set_surface(model: Any, surface: Surface, volume_node: Any) -> None:
+    """Fill a skin model with the skin of a volume, and name it after that."""
+    model.SetName(f"{volume_node.GetName()} skin")
+    model.SetAndObservePolyData(polydata(surface))
+    model.SetNodeReferenceID(SKIN_OF, volume_node.GetID())
+
+
+def light(view: Any) -> None:
+    """Key, fill and head light that move with the camera, instead of Slicer's one head light."""
+    renderer = renderer_of(view)
+    renderer.AutomaticLightCreationOff()
+    renderer.RemoveAllLights()
+    for *position, strength in LIGHTS:
+        lamp = vtk.vtkLight()
+        lamp.SetLightTypeToCameraLight()
+        lamp.SetPosition(*position)
+        lamp.SetFocalPoint(0, 0, 0)
+        lamp.SetIntensity(strength)
+        renderer.AddLight(lamp)
+
+
+def aim(view: Any, frame: Frame, name: str) -> None:
+    """Turn a view's camera to one of `RefaceCGANLib.surface.VIEWS`, so that the frame fills the view.
+
+    Raises InputError for another name.
+    """
+    if name not in VIEWS:
+        raise InputError(f"There is no view {name!r}; choose from {', '.join(VIEWS)}.")
+    azimuth, elevation = (math.radians(angle) for angle in VIEWS[name])
+    distance = frame.extent / 2 / math.tan(math.radians(VIEW_ANGLE / 2))
+    away = (
+        -math.sin(azimuth) * math.cos(elevation), math.cos(azimuth) * math.cos(elevation), math.sin(elevation)
+    )  # fmt: skip
+    camera = camera_of(view)
+    with slicer.util.NodeModify(camera):
+        camera.SetViewAngle(VIEW_ANGLE)
+        camera.SetFocalPoint(*frame.centre)
+        camera.SetPosition(*(c + distance * a for c, a in zip(frame.centre, away, strict=True)))
+        camera.SetViewUp(0, 0, 1)
+    camera.ResetClippingRange()
+
+
+def add_rendering(volume_node: Any, view: Any) -> Any:
+    """A volume rendering of a scan that only one 3D view shows: its display node."""
+    logic = slicer.modules.volumerendering.logic()
+    display = logic.CreateVolumeRenderingDisplayNode()
+    volume_node.GetScene().AddNode(display)
+    display.UnRegister(logic)  # which handed it over; the scene holds it now
+    display.AddViewNodeID(view.GetID())
+    volume_node.AddAndObserveDisplayNodeID(display.GetID())
+    logic.UpdateDisplayNodeFromVolumeNode(display, volume_node, None, None, False)
+    mark(display, display.GetVolumePropertyNode())
+    return display
+
+
+def drop_rendering(display: Any) -> None:
+    """Remove a volume rendering from the scene."""
+    scene = display.GetScene()
+    for node in (display.GetVolumePropertyNode(), display):
+        scene.RemoveNode(node)
+
+
+def set_rendering_threshold(display: Any, threshold: float, air: float, brightest: float) -> None:
+    """Let a volume rendering begin at the skin threshold; `air` and `brightest` are the scan's range."""
+    clear, solid = (air + share * (threshold - air) for share in RAMP)
+    opacity, colour = vtk.vtkPiecewiseFunction(), vtk.vtkColorTransferFunction()
+    for value, amount in ((air, 0), (clear, 0), (solid, 1), (max(brightest, solid + 1), 1)):
+        opacity.AddPoint(value, amount)
+    colour.AddRGBPoint(clear, *SKIN)
+    colour.AddRGBPoint(max(brightest, solid + 1), *FLESH)
+    node = display.GetVolumePropertyNode()
+    material = node.GetVolumeProperty()
+    material.SetScalarOpacity(opacity)
+    material.SetColor(colour)
+    material.DisableGradientOpacityOn()
+    material.SetInterpolationTypeToLinear()
+    material.ShadeOn()
+    material.SetAmbient(0.1)
+    material.SetDiffuse(0.9)
+    material.SetSpecular(0.12)
+    material.SetSpecularPower(20)
