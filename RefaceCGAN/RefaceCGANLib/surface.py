@@ -105,7 +105,7 @@ def _prepared(array: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, 
 
 def _threshold(volume: np.ndarray, step: np.ndarray) -> float:
     """`skin_threshold` of a `_prepared` volume, found on every second or third voxel."""
-    from skimage.filters import threshold_otsu
+    import SimpleITK as sitk  # comes with Slicer, as scikit-image does not
 
     stride = np.maximum(1, np.round(3 / step).astype(int))
     volume = volume[:: stride[0], :: stride[1], :: stride[2]]
@@ -113,7 +113,10 @@ def _threshold(volume: np.ndarray, step: np.ndarray) -> float:
     if not highest > lowest:
         raise InputError("The scan shows no head: nearly all its voxels have one value; choose another scan.")
     values = np.clip((volume - lowest) / (highest - lowest), 0, 1)
-    split = float(threshold_otsu(np.sqrt(values))) ** 2
+    otsu = sitk.OtsuThresholdImageFilter()
+    otsu.SetNumberOfHistogramBins(256)
+    otsu.Execute(sitk.GetImageFromArray(np.sqrt(values)))
+    split = float(otsu.GetThreshold()) ** 2
     tissue, air = np.median(values[values > split]), values[(values <= split) & (values > 1e-3)]
     level = np.median(air) if air.size > 0.01 * values.size else 0.0
     levels = [float(level + fraction * (tissue - level)) for fraction in SKIN_FRACTIONS]

@@ -20,7 +20,7 @@ from RefaceCGANLib import Refacer, Result, Volume, __version__, cli, models
 from RefaceCGANLib.errors import CheckError
 
 PACKAGE = Path(RefaceCGANLib.__file__).parents[1]
-HEAVY = {"numpy", "torch", "vtkmodules", "nibabel", "SimpleITK", "scipy", "skimage"}
+HEAVY = {"numpy", "torch", "vtkmodules", "nibabel", "SimpleITK", "scipy"}
 
 
 def python(*arguments: object) -> subprocess.CompletedProcess[str]:

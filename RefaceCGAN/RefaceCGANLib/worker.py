@@ -1,0 +1,399 @@
+"""The warm child process of the Slicer module: `python -m RefaceCGANLib.worker FOLDER`, JSON lines in and out.
+
+torch and the model are loaded once, as soon as the process starts, and the last head is kept, so that another
+face on it costs one pass of the generator. A request is a line on stdin, its answers are lines on stdout:
+
+    {"id": 1, "command": "reface", "volume": "/folder/a.npy", "affine": [[...], ...], "seed": 7}
+    {"id": 1, "event": "progress", "stage": "anatomy", "fraction": 0.05}
+    {"id": 1, "event": "done", "refaced": "/folder/b.npy", "seed": 7, "report": {...}, ...}
+    {"id": 1, "event": "error", "kind": "check", "message": "One sentence."}
+
+The first line is {"event": "ready", "version": ..., "python": ...}. Requests are worked off one by one, in
+their order. `Worker` has a method for each command, whose arguments and answer its docstring gives. Arrays travel
+as .npy files in FOLDER, in native order (I, J, K); who reads one removes it. What a library prints goes to
+stderr. When stdin closes, which it does when the parent dies, the process removes FOLDER and ends at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import logging
+import os
+import queue
+import secrets
+import shutil
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from . import __version__
+from .cli import RANDOM_SEEDS, SEEDS
+from .errors import CheckError, InputError
+from .models import DEFAULT, Model
+from .volume import Volume
+
+if TYPE_CHECKING:
+    from .refacer import Prepared, Progress, Refacer
+
+log = logging.getLogger(__name__)
+
+LOADED = 0.5
+"""How much of a request is done once the model is loaded, where that has to be waited for."""
+PREPARED = 0.7
+"""Where `Refacer` stands when all is ready for a face to be drawn."""
+DEFACED = ("auto", "yes", "no")
+
+
+class Worker:
+    """What the process keeps: the model, and the head that was refaced last."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._name = DEFAULT
+        self._model: Model | None = None
+        self._device = "auto"
+        self._threads: int | None = None
+        self._refacer: Refacer | None = None
+        self._loaded = False
+        self._warm = False  # nothing is left to do while nobody asks for anything
+        self._head: Prepared | None = None
+        self._corrected: Prepared | None = None  # the head with a face region edited by hand
+
+    def load(
+        self, progress: Progress, model: str = DEFAULT, device: str = "auto", threads: int | None = None
+    ) -> dict[str, Any]:
+        """Load a model (id, or path of a card) for what follows; nothing is done twice. Another model forgets the
+        head, another device or number of threads does not.
+
+        Answers model (id), device, threads and card. Raises InputError as `Refacer.from_pretrained` does."""
+        if model != self._name:
+            self.drop(progress)
+            self._name, self._model = model, None
+        if self._model is None or (device, threads) != (self._device, self._threads):
+            self._device, self._threads = device, threads
+            self._refacer, self._loaded, self._warm = None, False, False
+        refacer, _ = self._ready(progress)
+        import torch
+
+        return {
+            "model": refacer.model.id,
+            "device": str(refacer.device),
+            "threads": torch.get_num_threads(),
+            "card": refacer.model.card,
+        }
+
+    def reface(
+        self,
+        progress: Progress,
+        volume: str,
+        affine: list[list[float]],
+        seed: int | None = None,
+        dropout: float | None = None,
+        defaced: str = "auto",
+    ) -> dict[str, Any]:
+        """Reface a scan and keep the head. volume: path of its real values (I, J, K); affine: (4, 4) voxel index
+        -> RAS+ mm; seed: drawn by chance by default; defaced: auto, yes or no.
+
+        Answers refaced, face_region, air_mask and brain_mask (paths; masks are uint8), seed and report.
+        Raises CheckError and InputError as `Refacer.reface` does; after a CheckError about the face, `another`
+        may still be asked for."""
+        refacer, progress = self._ready(progress)
+        seed = _checked_seed(seed)
+        head = self._prepare(refacer, progress, volume, affine, defaced)
+        return self._draw(refacer, head, seed, dropout, progress, head.seconds)
+
+    def another(
+        self,
+        progress: Progress,
+        seed: int | None = None,
+        dropout: float | None = None,
+        face_region: str | None = None,
+    ) -> dict[str, Any]:
+        """Draw another face on the head that is kept. face_region: path of a mask (I, J, K) to draw it in, from
+        here on, instead of the region that was found.
+
+        Answers what `reface` does. Raises InputError where no head is kept, or for an unusable face region."""
+        refacer, progress = self._ready(progress)
+        seed = _checked_seed(seed)
+        if self._head is None:
+            raise InputError("There is no head to draw another face on; reface one first.")
+        seconds = {}
+        if face_region is not None:
+            progress("deface", 0.0)
+            began = time.perf_counter()
+            self._corrected = refacer.with_region(self._head, self._read(face_region) != 0)
+            seconds = {"deface": time.perf_counter() - began}
+        progress = _part(progress, -PREPARED / (1 - PREPARED), 1.0)
+        return self._draw(refacer, self._corrected or self._head, seed, dropout, progress, seconds)
+
+    def deface(
+        self, progress: Progress, volume: str, affine: list[list[float]], defaced: str = "auto"
+    ) -> dict[str, Any]:
+        """Empty the face region of a scan, draw no face, and keep the head.
+
+        Answers defaced, face_region and brain_mask (paths; masks are uint8) and a report with the checks.
+        Raises CheckError and InputError."""
+        from .checks import check, enforce
+        from .refacer import empty_face
+
+        refacer, progress = self._ready(progress)
+        head = self._prepare(refacer, _part(progress, 0.0, 1 / PREPARED), volume, affine, defaced)
+        original, anatomy = head.original, head.anatomy
+        emptied = empty_face(original, anatomy)
+        checks = check(original, emptied, anatomy, anatomy.face_region, head.expected_ml)
+        checks = [entry for entry in checks if entry.name != "face_tissue_ratio"]  # there is to be no face
+        enforce(checks)
+        return {
+            "defaced": self._write(emptied.stored),
+            "face_region": self._write(anatomy.view.to_native(anatomy.face_region)),
+            "brain_mask": self._write(anatomy.view.to_native(anatomy.brain_mask)),
+            "report": {
+                "program": "RefaceCGAN",
+                "version": __version__,
+                "model": refacer.model.id,
+                "already_defaced": anatomy.already_defaced,
+                "checks": [entry.report() for entry in checks],
+                "warnings": [*anatomy.warnings, *refacer.warnings],
+            },
+        }
+
+    def drop(self, progress: Progress) -> dict[str, Any]:
+        """Forget the head."""
+        self._head = self._corrected = None
+        return {}
+
+    def handle(self, request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+        """Work off one request; whatever happens, exactly one `done` or `error` is answered."""
+        number, command = request.pop("id", None), request.pop("command", None)
+
+        def progress(stage: str, fraction: float) -> None:
+            fraction = round(min(max(fraction, 0.0), 1.0), 3)
+            answer({"id": number, "event": "progress", "stage": stage, "fraction": fraction})
+
+        try:
+            if command not in COMMANDS:
+                raise InputError(f"There is no command {command!r}; the commands are {', '.join(COMMANDS)}.")
+            method = getattr(self, command)
+            try:
+                inspect.signature(method).bind(progress, **request)
+            except TypeError as error:
+                raise InputError(f"The command {command} cannot be called like this: {error}.") from None
+            done = method(progress, **request)
+        except Exception as error:
+            kind, message = told(error)
+            if kind == "crash":
+                log.exception("%s failed", command)
+            answer({"id": number, "event": "error", "kind": kind, "message": message})
+        else:
+            answer({"id": number, "event": "done", **done})
+
+    def preload(self, wanted: Callable[[], bool]) -> None:
+        """Load the model and warm it up, once, until a request is `wanted`, which then loads what is missing."""
+        if self._warm:
+            return
+        try:
+            for _ in itertools.chain(self._steps(), self._warm_up_steps()):
+                if wanted():
+                    return
+        except Exception as error:  # the next request will say it
+            log.warning("%s", error)
+        self._warm = True
+
+    def _steps(self) -> Iterator[float]:
+        """Load what is not in memory yet, step by step; yields how much of it is there (0..1)."""
+        if self._model is None:
+            self._model = Model.load(self._name)  # torch takes two seconds: refuse an unknown model first
+        yield 0.0
+        import torch
+
+        yield 0.6
+        if self._refacer is None:
+            from .refacer import Refacer
+
+            torch.set_num_threads(self._threads or _processors())
+            self._refacer = Refacer.from_pretrained(self._model, self._device)
+        for share, role in ((0.7, "template"), (0.8, "anatomy"), (0.9, "generator")):
+            yield share
+            getattr(self._refacer.model, role)
+        self._loaded = True
+
+    def _warm_up_steps(self) -> Iterator[None]:
+        """What the first scan would have to import, compile and allocate, step by step."""
+        import scipy.ndimage
+        import scipy.sparse  # noqa: F401
+        import SimpleITK  # noqa: F401
+        import torch
+
+        from .anatomy import bfloat16
+
+        assert self._refacer is not None
+        model, device = self._refacer.model, self._refacer.device
+        yield
+        with torch.inference_mode(), bfloat16("cpu"):
+            model.anatomy(torch.zeros(1, 1, *(4 * model.anatomy.multiple,) * 3))
+        yield
+        shape = (1, len(model.card["condition"]), *model.card["sub_volume"]["shape"])
+        model.generator.set_dropout(float(model.card["dropout"]), torch.Generator())
+        with torch.inference_mode(), bfloat16(device):
+            model.generator.to(device)(torch.zeros(shape, device=device))
+
+    def _ready(self, progress: Progress) -> tuple[Refacer, Progress]:
+        """The refacer with its weights in memory, and where to tell the progress of what follows."""
+        if not self._loaded:
+            for share in self._steps():
+                progress("load", LOADED * share)
+            progress = _part(progress, LOADED, 1.0)
+        assert self._refacer is not None
+        return self._refacer, progress
+
+    def _prepare(
+        self, refacer: Refacer, progress: Progress, volume: str, affine: list[list[float]], defaced: str
+    ) -> Prepared:
+        if defaced not in DEFACED:
+            raise InputError(f"{defaced!r} does not say whether the face was removed; give auto, yes or no.")
+        self.drop(progress)  # the memory of two heads may not be there
+        scan = Volume.from_array(self._read(volume), np.array(affine, dtype=float)).check()
+        self._head = refacer.prepare(scan, defaced, progress)
+        return self._head
+
+    def _draw(
+        self,
+        refacer: Refacer,
+        head: Prepared,
+        seed: int,
+        dropout: float | None,
+        progress: Progress,
+        seconds: dict[str, float],
+    ) -> dict[str, Any]:
+        result = refacer.reface(head, seed, dropout, progress=progress)
+        spent = {stage: round(value, 3) for stage, value in seconds.items()}
+        return {
+            "refaced": self._write(result.volume.stored),
+            "face_region": self._write(result.face_region),
+            "air_mask": self._write(result.air_mask),
+            "brain_mask": self._write(result.brain_mask),
+            "seed": seed,
+            "report": {**result.report, "seconds": {**spent, **result.report["seconds"]}},
+        }
+
+    def _read(self, path: str) -> np.ndarray:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+        os.unlink(path)
+        return array
+
+    def _write(self, array: np.ndarray) -> str:
+        path = self._folder / f"{secrets.token_hex(8)}.npy"
+        np.save(path, array.astype(np.uint8) if array.dtype == bool else array, allow_pickle=False)
+        return str(path)
+
+
+COMMANDS = ("load", "reface", "another", "deface", "drop")
+"""And `quit`, which ends the process once all that was asked before is done."""
+
+
+def told(error: Exception) -> tuple[str, str]:
+    """The kind of an error (input, check, memory or crash) and the one sentence a user reads about it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, CheckError):
+        return "check", text
+    if isinstance(error, InputError):
+        return "input", text
+    if isinstance(error, MemoryError) or "out of memory" in text or "DefaultCPUAllocator" in text:
+        return "memory", "The memory does not suffice for this scan; close programs or use larger voxels."
+    if isinstance(error, ModuleNotFoundError):
+        return "input", f"{error.name} is missing in {sys.executable}; install it or choose another Python."
+    if isinstance(error, OSError):
+        return "crash", f"A temporary file cannot be used ({error.strerror or text}); mend that and try again."
+    return "crash", f"This is a bug in RefaceCGAN ({type(error).__name__}: {text[:200]}); please report it."
+
+
+def _checked_seed(seed: int | None) -> int:
+    if seed is None:
+        return secrets.randbelow(RANDOM_SEEDS)
+    if not isinstance(seed, int) or not 0 <= seed < SEEDS:
+        raise InputError(f"Seed {seed} is no whole number from 0 to below 2**63.")
+    return seed
+
+
+def _part(progress: Progress, start: float, end: float) -> Progress:
+    """The listener for a piece of work that leads from `start` to `end` of the whole."""
+    return lambda stage, fraction: progress(stage, start + fraction * (end - start))
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main() -> None:
+    """Serve until stdin closes or `quit` comes."""
+    folder = Path(sys.argv[1])
+    lines, answers = _private_streams()
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that waits leaves the processor to the window
+    logging.basicConfig(level=logging.WARNING)
+
+    def answer(event: dict[str, Any]) -> None:
+        try:
+            answers.write(json.dumps(event) + "\n")
+            answers.flush()
+        except OSError:  # nobody listens any more
+            _leave(folder)
+
+    def listen() -> None:
+        for line in lines:
+            requests.put(line)
+        _leave(folder)
+
+    threading.Thread(target=listen, daemon=True).start()
+    answer({"event": "ready", "version": __version__, "python": sys.version.split()[0]})
+    worker = Worker(folder)
+    while True:
+        worker.preload(wanted=lambda: not requests.empty())
+        line = requests.get()
+        try:
+            request = dict(json.loads(line))
+        except (ValueError, TypeError):
+            message = "A request could not be understood; each is one line of JSON."
+            answer({"id": None, "event": "error", "kind": "input", "message": message})
+            continue
+        if request.get("command") == "quit":
+            answer({"id": request.get("id"), "event": "done"})
+            _leave(folder)
+        worker.handle(request, answer)
+
+
+def _private_streams() -> tuple[IO[str], IO[str]]:
+    """stdin and stdout for the protocol alone: for everybody else stdin is empty and stdout is stderr, also
+    for what a library prints past Python."""
+    lines = os.fdopen(os.dup(0), "r", encoding="utf-8", errors="replace", newline="\n")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return lines, answers
+
+
+def _leave(folder: Path) -> NoReturn:
+    """End the process, whatever its threads are doing, and leave nothing behind."""
+    for _ in range(5):  # a thread may just be writing a file
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+        time.sleep(0.05)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

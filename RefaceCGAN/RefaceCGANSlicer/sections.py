@@ -1,0 +1,270 @@
+"""The sections of the panel that open and close: See, Judge, Save and Advanced. Each fills its widgets, says
+why one of them cannot be used, and passes on what the user does."""
+
+from __future__ import annotations
+
+import enum
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import ctk
+import qt
+import slicer
+from RefaceCGANLib.errors import RefaceError
+from slicer.i18n import tr as _
+
+from . import scene
+from .engine import SETTING
+from .verdict import AMBER, COLOURS, RED, Verdict
+from .widgets import allow, frame_style, sentence_of
+
+FOLDER, FORMAT, REMEMBERED = (f"RefaceCGAN/{key}" for key in ("SaveFolder", "SaveFormat", "Settings"))
+"""Keys of the application's settings."""
+SETTINGS = ("model", "candidates", "dropout", "threads", "defaced", "device")
+"""The parameters that can be remembered."""
+FORMATS = (".nii.gz", ".nrrd", ".nii")
+
+
+class Judge:
+    """What the eye finds, kept with the face and in the node's attributes, and the correction of the face
+    region."""
+
+    def __init__(self, ui: Any, panel: Any) -> None:
+        self.ui, self.panel, self._filling = ui, panel, False
+        boxes = (ui.eyesCheck, ui.noseCheck, ui.mouthCheck, ui.earsCheck, ui.seamCheck, ui.brainCheck)
+        self.ticks = dict(zip(scene.EYE_CHECKS, boxes, strict=True))
+        for text in (_("Not decided yet"), _("Pass"), _("Fail")):
+            ui.judgementCombo.addItem(text)
+        for box in boxes:
+            box.connect("toggled(bool)", self._changed)
+        ui.noteEdit.connect("textChanged(QString)", self._changed)
+        ui.judgementCombo.connect("currentIndexChanged(int)", self._changed)
+        ui.editRegionButton.connect("clicked()", self._edit)
+        ui.redrawButton.connect("clicked()", self._redraw)
+
+    def refresh(self, no_face: str) -> None:
+        ui, head = self.ui, self.panel.session.head
+        for name, box in self.ticks.items():
+            allow(box, no_face, _("Tick if this is right: {what}.").format(what=name))
+        allow(ui.noteEdit, no_face, _("Whatever should be remembered of this face."))
+        allow(ui.judgementCombo, no_face, _("Your judgement; a face that failed cannot be saved."))
+        allow(ui.editRegionButton, no_face, _("Change the face region in Segment Editor, then come back."))
+        unedited = "" if head and head.region_edited() else _("Edit the face region first.")
+        allow(ui.redrawButton, no_face or unedited, _("Draw a face within the face region as you edited it."))
+        if not head or not head.chosen:
+            return
+        self._filling, qc = True, head.chosen.qc
+        for name, box in self.ticks.items():
+            box.setChecked(name in qc.ticks)
+        if ui.noteEdit.text != qc.note:
+            ui.noteEdit.setText(qc.note)
+        ui.judgementCombo.setCurrentIndex({None: 0, True: 1, False: 2}[qc.passed])
+        self._filling = False
+
+    def _changed(self, *_value: Any) -> None:
+        head = self.panel.session.head
+        if self._filling or not head or not head.chosen:
+            return
+        ticks = tuple(name for name, box in self.ticks.items() if box.checked)
+        passed = (None, True, False)[self.ui.judgementCombo.currentIndex]
+        head.judge(scene.QC(passed, ticks, self.ui.noteEdit.text))
+        self.panel.refresh()
+
+    def _edit(self) -> None:
+        """Open Segment Editor with the face region; the way back is the module selector's."""
+        head = self.panel.session.head
+        slicer.util.selectModule("SegmentEditor")
+        editor = slicer.modules.SegmentEditorWidget.editor
+        editor.setSegmentationNode(head.refacedNode.GetNodeReference(scene.REGION))
+        editor.setSourceVolumeNode(head.inputNode)
+
+    def _redraw(self) -> None:
+        self.panel.another(scene.face_region_of(self.panel.session.head.refacedNode))
+
+
+class Save:
+    """Where the refaced scan goes and what goes with it, and the original's face that stays in the scene."""
+
+    def __init__(self, ui: Any, panel: Any) -> None:
+        self.ui, self.panel = ui, panel
+        self.held: list[str] = []
+        """Names of the nodes that hold the original's face."""
+        ui.saveFolder.filters = ctk.ctkPathLineEdit.Dirs
+        ui.saveFolder.currentPath = str(qt.QSettings().value(FOLDER, ""))
+        for suffix in FORMATS:
+            ui.saveFormat.addItem(suffix)
+        ui.saveFormat.setCurrentIndex(
+            max(0, ui.saveFormat.findText(str(qt.QSettings().value(FORMAT, FORMATS[0]))))
+        )
+        ui.saveName.setText("refaced")  # not the scan's name, which may be the patient's
+        ui.saveFolder.connect("currentPathChanged(QString)", self._typed)
+        ui.saveName.connect("textChanged(QString)", self._typed)
+        ui.saveButton.connect("clicked()", self._save)
+        ui.removeOriginalButton.connect("clicked()", self._remove_original)
+        ui.sceneFrame.setStyleSheet(frame_style("sceneFrame", COLOURS[AMBER]))
+        ui.sceneSymbol.setStyleSheet(f"color: {COLOURS[AMBER]}; font-size: 16pt; font-weight: bold;")
+
+    def refresh(self, no_face: str) -> None:
+        ui = self.ui
+        for widget, tip in (
+            (ui.saveFolder, _("The folder that the files go into.")),
+            (ui.saveName, _("The name that all files begin with; it should not be the patient's.")),
+            (ui.saveFormat, _("The format of the scan and of the face region.")),
+            (ui.maskCheck, _("The voxels that were replaced, as a second volume.")),
+            (ui.reportCheck, _("What was done and measured, with your judgement, and a BIDS sidecar (JSON).")),
+            (ui.pictureCheck, _("A picture of the refaced head alone, never of the original.")),
+        ):
+            allow(widget, no_face, tip)
+        allow(ui.saveButton, no_face or self._why_not(), _("Write the refaced scan alone, never the original."))
+        if no_face:
+            ui.savedLabel.setText("")
+        ui.savedLabel.setVisible(bool(ui.savedLabel.text))
+        ui.sceneFrame.setVisible(bool(self.held) and not no_face)
+        ui.sceneLabel.setText(
+            _("A saved scene still holds the original's face: {names}.").format(names=", ".join(self.held))
+        )
+        allow(ui.removeOriginalButton, no_face, _("Take all of these out of the scene; files on disk stay."))
+
+    def look_for_original(self) -> None:
+        """Find out what in the scene holds the original's face (it compares voxels: not at each refresh)."""
+        head = self.panel.session.head
+        there = head and head.refacedNode
+        self.held = [node.GetName() for node in scene.originals_in_scene(head.refacedNode)] if there else []
+
+    def _why_not(self) -> str:
+        ui, face = self.ui, self.panel.session.head.chosen
+        if face.qc.passed is False:
+            return _("You judged that this face failed; draw another one.")
+        if not ui.saveFolder.currentPath.strip():
+            return _("Choose a folder first.")
+        name = ui.saveName.text.strip()
+        if not name or set(name) & set('/\\:*?"<>|'):
+            return _('Give a file name without / \\ : * ? " < > |.')
+        return ""
+
+    def _typed(self, _text: str) -> None:
+        self.panel.refresh()
+
+    def _save(self) -> None:
+        ui, settings = self.ui, qt.QSettings()
+        path = Path(ui.saveFolder.currentPath) / (ui.saveName.text.strip() + ui.saveFormat.currentText)
+        question = _("{path} exists. Replace it?").format(path=path)
+        if path.exists() and not slicer.util.confirmOkCancelDisplay(question):
+            return
+        try:
+            written = scene.write_result(
+                self.panel.session.head.refacedNode, path,
+                mask=ui.maskCheck.checked, report=ui.reportCheck.checked, picture=ui.pictureCheck.checked,
+            )  # fmt: skip
+        except (RefaceError, ImportError) as error:
+            self.panel.message = Verdict(RED, sentence_of(error), (_("Nothing was written."),))
+            ui.savedLabel.setText("")
+        else:
+            settings.setValue(FOLDER, ui.saveFolder.currentPath)
+            settings.setValue(FORMAT, ui.saveFormat.currentText)
+            names = [file.name for file in vars(written).values() if file]
+            ui.savedLabel.setText("✔ " + _("Saved: {names}").format(names=", ".join(names)))
+        self.panel.refresh()
+
+    def _remove_original(self) -> None:
+        question = _("Remove the original from the scene? What is not saved of it is lost; files on disk stay.")
+        if slicer.util.confirmOkCancelDisplay(question):
+            self.panel.remove_original()
+
+
+class Advanced:
+    """How the engine works. All but the Python environment belongs to the scene, and can be remembered for new
+    ones."""
+
+    def __init__(self, ui: Any, panel: Any) -> None:
+        self.ui, self.panel, self._filling = ui, panel, True
+        ui.pythonPath.filters = ctk.ctkPathLineEdit.Files
+        ui.pythonPath.currentPath = str(qt.QSettings().value(SETTING, ""))
+        self.models = panel.session.models()
+        for model in self.models:
+            ui.modelCombo.addItem(model.id)
+        ui.rememberCheck.setChecked(qt.QSettings().contains(REMEMBERED))
+        ui.modelCombo.connect("currentIndexChanged(int)", self._model_chosen)
+        ui.pythonPath.connect("currentPathChanged(QString)", self._python_chosen)
+        ui.rememberCheck.connect("toggled(bool)", self._remember)
+        self._filling = False
+
+    def show_parameters(self) -> None:
+        """Show the model of the parameter node; the wrapper shows the rest."""
+        if self.panel.parameters:
+            self._filling = True
+            self.ui.modelCombo.setCurrentIndex(max(0, self.ui.modelCombo.findText(self.panel.parameters.model)))
+            self._filling = False
+
+    def settings(self) -> dict[str, Any]:
+        chosen = self.panel.parameters
+        return {
+            "model": chosen.model,
+            "device": chosen.device.value,
+            "threads": chosen.threads or None,
+            "dropout": None if chosen.dropout < 0 else chosen.dropout,
+            "defaced": chosen.defaced.value,
+        }
+
+    def refresh(self, _no_face: str) -> None:
+        ui = self.ui
+        wait = _("Wait until the run is over, or cancel it.") if self.panel.run else ""
+        for widget, tip in (
+            (ui.modelCombo, _("The trained model that draws the face.")),
+            (ui.candidatesSpin, _("How many faces Reface draws, to pick one.")),
+            (ui.dropoutSpin, _("Probability of the noise in the network; the more, the more the faces differ.")),
+            (ui.defacedCombo, _("Whether the face was taken off before; then only what was emptied is filled.")),
+            (ui.deviceCombo, _("Where the networks run.")),
+            (ui.threadsSpin, _("How many threads of the processor the engine may use.")),
+            (ui.rememberCheck, _("Use these settings for new scenes, too.")),
+        ):
+            allow(widget, wait, tip)
+        named = self.panel.session.python_in_environment()
+        taken = _("REFACECGAN_PYTHON names the Python: {path}").format(path=named) if named else ""
+        allow(
+            ui.pythonPath,
+            wait or taken,
+            _("The python program of another environment with the engine's packages."),
+        )
+        index = ui.modelCombo.currentIndex
+        ui.cardLabel.setText(card_text(self.models[index].card) if index >= 0 else _("No model is installed."))
+        if self.panel.parameters and ui.rememberCheck.checked:
+            self._remember(True)
+
+    def _model_chosen(self, index: int) -> None:
+        if not self._filling and self.panel.parameters and index >= 0:
+            self.panel.parameters.model = self.models[index].id
+
+    def _python_chosen(self, path: str) -> None:
+        qt.QSettings().setValue(SETTING, path)
+        self.panel.python_chosen()
+
+    def _remember(self, wanted: bool) -> None:
+        if wanted and self.panel.parameters:
+            values = {name: getattr(self.panel.parameters, name) for name in SETTINGS}
+            texts = {name: value.name if isinstance(value, enum.Enum) else value for name, value in values.items()}
+            qt.QSettings().setValue(REMEMBERED, json.dumps(texts))
+        elif not wanted:
+            qt.QSettings().remove(REMEMBERED)
+
+
+def recall(parameters: Any) -> None:
+    """Set a new parameter node to the remembered settings, as far as this version knows them."""
+    for name, value in json.loads(slicer.util.settingsValue(REMEMBERED, "{}")).items():
+        try:
+            kind = type(getattr(parameters, name))
+            setattr(parameters, name, kind[value] if issubclass(kind, enum.Enum) else value)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            logging.warning("The remembered setting %s is not used: %s", name, error)
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """What a user should know of a model, from its card."""
+    lines = [card.get("description", ""), card.get("intended_use", "")]
+    if card.get("not_seen"):
+        lines.append(_("Not seen in training: {what}").format(what=card["not_seen"]))
+    if card.get("licence"):
+        lines.append(_("Licence: {licence}").format(licence=card["licence"]))
+    return "\n".join(filter(None, lines))

@@ -1,0 +1,91 @@
+"""Small things that all of the panel's widgets share: why one is disabled, and how it looks in any theme."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from slicer.i18n import tr as _
+
+
+def allow(widget: Any, reason: str, tip: str) -> None:
+    """Enable a widget unless there is a reason why not; its tool tip says the reason, or what the widget does."""
+    widget.setEnabled(not reason)
+    widget.setToolTip(reason or tip)
+
+
+def primary_style() -> str:
+    """Style sheet of the one button to press, in the theme's own colours."""
+    return """
+        QPushButton { background: palette(highlight); color: palette(highlighted-text); border-radius: 5px; }
+        QPushButton:hover { border: 2px solid palette(light); }
+        QPushButton:focus { border: 2px solid palette(window-text); }
+        QPushButton:pressed { border: 2px solid palette(mid); }
+    """
+
+
+def frame_style(name: str, colour: str) -> str:
+    """Style sheet of a message's frame: an edge in `colour` and the window's own background."""
+    return (
+        f"QFrame#{name} {{ border: 1px solid palette(mid); border-left: 5px solid {colour}; border-radius: 3px; }}"
+    )
+
+
+def sentence_of(error: Exception) -> str:
+    """What to tell of an error. Views and files need packages in Slicer's own Python, also if the engine's is
+    another."""
+    if isinstance(error, ImportError):
+        return _("{name} is missing in Slicer's own Python; install it there.").format(name=error.name)
+    return str(error)
+
+
+def input_text(description: Any, report: dict[str, Any] | None) -> str:
+    """What a scan is (`scene.Description`), and from the report of its result whether it had a face."""
+    if description is None:
+        return _("Load a head MRI, or try the sample head.")
+    if description.problem:
+        return "✖ " + description.problem
+    size, spacing = (
+        " × ".join(f"{x:g}" for x in np.round(triple, 2)) for triple in (description.size, description.spacing)
+    )
+    if len(set(np.round(description.spacing, 2))) == 1:
+        spacing = f"{description.spacing[0]:.3g}"
+    text = _("{size} voxels of {spacing} mm, {orientation}").format(
+        size=size, spacing=spacing, orientation=description.orientation
+    )
+    if report is None:
+        face = _("Whole head or already defaced: Reface will tell.")
+    else:
+        face = _("Already defaced before.") if report["already_defaced"] else _("Whole head.")
+    return "\n".join(filter(None, (text, face, description.note)))
+
+
+def device_text(device: str) -> str:
+    """A device of torch in words."""
+    kind = device.split(":")[0]
+    return {"cpu": _("processor"), "cuda": _("NVIDIA graphics card"), "mps": _("Apple graphics")}.get(kind, device)
+
+
+def stage_text(stage: str) -> str:
+    """What the engine is doing, in words."""
+    return {
+        "start": _("Starting the engine"),
+        "load": _("Loading the model"),
+        "anatomy": _("Finding the brain and the face"),
+        "deface": _("Emptying the face region"),
+        "normalise": _("Measuring the intensities"),
+        "generate": _("Drawing the face"),
+        "compose": _("Fitting the face into the scan"),
+        "check": _("Checking the result"),
+    }.get(stage, stage)
+
+
+def busy_text(run: Any) -> str:
+    """One line on a run: its stage, which face it is, and the time left."""
+    parts = [stage_text(run.stage)]
+    if run.drawn + run.wanted > 1:
+        parts.append(_("face {number} of {count}").format(number=run.drawn + 1, count=run.drawn + run.wanted))
+    left = run.seconds_left()
+    if left is not None:
+        parts.append(_("about {seconds} s left").format(seconds=max(1, round(left))))
+    return "  ·  ".join(parts)

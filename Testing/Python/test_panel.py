@@ -1,0 +1,736 @@
+"""The panel: which state it is in, what may be pressed and why not, and what it makes of what the engine answers.
+
+Real MRML and real faces (RefaceCGANSlicer.faces, .scene); the engine and the views are fakes, the widgets
+stand-ins.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import types
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("slicer", reason="slicer-core is not installed")
+pytest.importorskip("PySide6", reason="PySide6 is not installed")
+import qt_stand_ins
+import slicer
+from slicer_offscreen import add_volume, slicer_with
+
+qt_stand_ins.install()
+
+from RefaceCGANLib.errors import InputError  # noqa: E402
+from RefaceCGANSlicer import faces, panel, scene, sections, verdict, widgets  # noqa: E402
+from RefaceCGANSlicer.engine import EngineError  # noqa: E402
+
+MODULE = Path(panel.__file__).parents[1]
+UI = MODULE / "Resources" / "UI" / "RefaceCGAN.ui"
+SHAPE = (24, 20, 22)
+REPORT = {
+    **{"program": "RefaceCGAN", "version": "0.1.0", "model": "default", "model_sha256": "0", "dropout": 0.25},
+    "seed": 7,
+    "already_defaced": False,
+    "checks": [
+        {"name": "same_geometry", "value": 1.0, "limit": [1, 1], "passed": True},
+        {"name": "brain_voxels_changed", "value": 0.0, "limit": [0, 0], "passed": True},
+        {"name": "original_voxels_left", "value": 0.0, "limit": [0, 0], "passed": True},
+        {"name": "face_tissue_ratio", "value": 0.8, "limit": [0.5, 1.7], "passed": True},
+    ],
+    "warnings": [],
+}
+
+
+def head_array() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 900, SHAPE).astype(np.int16)
+
+
+def add_head(name: str = "head") -> Any:
+    return add_volume(head_array(), np.diag([1.5, 1.5, 1.5, 1.0]), name)
+
+
+class FakeSession:
+    """Answers when the test says so, with faces kept by the real faces.Head."""
+
+    def __init__(self) -> None:
+        self.head: faces.Head | None = None
+        self.lacking: list[str] = []
+        self.python, self.own = "", True
+        self.asked: list[tuple[str, Any]] = []
+        self.callbacks: dict[str, Callable] = {}
+        self.region: np.ndarray | None = None
+        self._next: faces.Head | None = None
+
+    def missing(self) -> list[str]:
+        return self.lacking
+
+    def runs_in_slicer(self) -> bool:
+        return self.own
+
+    def install(self) -> None:
+        if self.lacking == ["torch"]:
+            raise EngineError("PyTorch needs the PyTorch extension.")
+        self.lacking = []
+
+    def python_in_environment(self) -> str:
+        return self.python
+
+    def models(self) -> list[Any]:
+        card = {"description": "A model", "licence": "CC BY-SA 3.0", "not_seen": "children"}
+        return [types.SimpleNamespace(id=name, card=card) for name in ("default", "other")]
+
+    def warm_up(self, settings: dict[str, Any], on_done: Callable, on_error: Callable) -> None:
+        on_done({"device": "cpu", "threads": 2, "model": settings["model"]})
+
+    def start(self, node: Any, seed: int, settings: dict[str, Any], **callbacks: Callable) -> None:
+        self.asked.append(("start", settings))
+        self.callbacks, self._next = callbacks, self.head or faces.Head(node)
+
+    def another(self, seed: int, settings: dict[str, Any], region: Any = None, **callbacks: Callable) -> None:
+        self.asked.append(("another", region))
+        self.callbacks, self._next = callbacks, self.head
+        self.region = region
+
+    def cancel(self) -> None:
+        self.asked.append(("cancel", None))
+
+    def restore(self, node: Any, refaced: Any) -> bool:
+        self.head = faces.Head.restored(refaced)
+        return self.head is not None
+
+    def pick(self, face: faces.Face) -> None:
+        self.head.pick(face)
+
+    def forget(self) -> None:
+        self.head = None
+
+    def close(self) -> None:
+        self.asked.append(("close", None))
+
+    # what the engine would do
+    def draw(self, seed: int = 7, **report: Any) -> None:
+        """The engine drew a face: the front third of the head gets the seed's value."""
+        self.head = self._next
+        refaced, region = head_array(), np.zeros(SHAPE, np.uint8)
+        region[:, 13:] = 1
+        if self.region is not None:
+            region = self.region.astype(np.uint8)
+        refaced[region != 0] = seed
+        self.callbacks["on_done"](self.head.add(refaced, region, {**REPORT, "seed": seed, **report}))
+
+
+class FakeViews:
+    """Remembers what is on screen."""
+
+    def __init__(self) -> None:
+        self.shown: Any = None
+        self.layout = types.SimpleNamespace(is_shown=lambda: self.shown is not None)
+
+    def show_faces(self, original: Any, refaced: Any) -> Any:
+        self.shown = FakeFaces(original, refaced)
+        return self.shown
+
+    def restore_layout(self) -> None:
+        self.shown = None
+
+    remove = restore_layout
+
+
+class FakeFaces:
+    limits, automatic, threshold, rendering = (10.0, 300.0), 120.0, 120.0, "surface"
+
+    def __init__(self, original: Any, refaced: Any) -> None:
+        self.original, self.refaced = original, refaced
+        self.calls: list[Any] = []
+
+    def thumbnail(self) -> np.ndarray:
+        return np.full((96, 96, 3), 120, np.uint8)
+
+    def set_rendering(self, kind: str) -> None:
+        self.rendering = kind
+
+    def __getattr__(self, name: str) -> Callable:
+        return lambda *arguments, **options: self.calls.append((name, *arguments))
+
+
+class World:
+    """A panel over the real .ui, in a scene with one head."""
+
+    def __init__(self, sys_scene: Any) -> None:
+        import RefaceCGAN
+
+        qt_stand_ins.QSettings.kept.clear()
+        qt_stand_ins.complete(slicer.app)
+        self.scene, self.session, self.views = sys_scene, FakeSession(), FakeViews()
+        self.root = slicer.util.loadUI(str(UI))
+        self.root.setMRMLScene(sys_scene)
+        self.ui = slicer.util.childWidgetVariables(self.root)
+        self.panel = panel.Panel(self.ui, self.session, self.views)
+        self.node = qt_stand_ins.ScriptedLoadableModuleLogic().getParameterNode()
+        self.parameters = RefaceCGAN.RefaceCGANParameterNode(self.node)
+        self.parameters.connectGui(self.ui)
+        self.node.AddObserver("ModifiedEvent", lambda *_: self.panel.parameters_changed())
+        self.panel.set_parameters(self.parameters)
+        self.panel.entered()
+        self.root.show()
+
+    def choose(self, node: Any) -> Any:
+        self.parameters.inputVolume = node
+        return node
+
+    def refaced(self, seed: int = 7, **report: Any) -> Any:
+        """Choose a head, reface it, and return the node of the result."""
+        self.choose(add_head())
+        self.ui.refaceButton.click()
+        self.session.draw(seed, **report)
+        return self.session.head.refacedNode
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    qt_stand_ins.errors.clear()
+    with slicer_with(window=False) as made:
+        world = World(made)
+        yield world
+        assert not qt_stand_ins.errors
+        world.panel.close()
+        world.root.close()
+
+
+def reason(widget: Any) -> str:
+    """Why a widget is disabled, as its tool tip says."""
+    assert not widget.enabled
+    return widget.toolTip
+
+
+# --- the file and the texts -------------------------------------------------------------------------------
+
+
+def test_every_class_of_the_ui_has_a_stand_in() -> None:
+    tree = ET.parse(UI)
+    used = {widget.get("class") for widget in tree.iter("widget")} - {"Line"}
+    declared = {custom.findtext("class") for custom in tree.iter("customwidget")}
+    assert declared == set(qt_stand_ins.CUSTOM)
+    assert used <= declared | set(qt_stand_ins.WIDGETS)
+
+
+def test_buddies_and_tab_stops_exist_and_nothing_is_left_out() -> None:
+    tree = ET.parse(UI)
+    kinds = {widget.get("name"): widget.get("class") for widget in tree.iter("widget")}
+    buddies = {p.findtext("cstring") for p in tree.iter("property") if p.get("name") == "buddy"}
+    stops = [stop.text for stop in tree.iter("tabstop")]
+    passive = {"QLabel", "QFrame", "QProgressBar", "Line", "qMRMLWidget"}
+    assert buddies <= set(kinds)
+    assert Counter(stops) == Counter(name for name, kind in kinds.items() if kind not in passive)
+
+
+def test_no_mnemonic_is_used_twice_or_is_one_of_slicer_s_menus(world: World) -> None:
+    texts = [widget.text for widget in vars(world.ui).values() if isinstance(getattr(widget, "text", None), str)]
+    letters = Counter(letter.lower() for text in texts for letter in re.findall(r"&(\w)", text))
+    assert not [letter for letter, count in letters.items() if count > 1]
+    assert not set("fevh") & set(letters)
+
+
+def test_every_text_of_the_code_is_translated() -> None:
+    shown = {"setText", "setToolTip", "addItem", "setWindowTitle", "Verdict", "allow", "confirmOkCancelDisplay"}
+    for path in (*MODULE.glob("RefaceCGANSlicer/[psvw]*.py"), MODULE / "RefaceCGAN.py"):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            plain = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            if name in shown:
+                assert not [text for text in plain if re.search(r"\w{2}", text) and text != "refaced"], (
+                    path.name,
+                    plain,
+                )
+
+
+def test_it_fits_a_narrow_panel(world: World) -> None:
+    world.refaced()
+    for section in (world.ui.seeSection, world.ui.judgeSection, world.ui.saveSection, world.ui.advancedSection):
+        section.collapsed = False
+    qt_stand_ins.application().processEvents()
+    assert world.root.minimumSizeHint().width() <= 400
+
+
+# --- states -----------------------------------------------------------------------------------------------
+
+
+def test_without_a_scan_nothing_can_be_done_and_each_widget_says_why(world: World) -> None:
+    assert reason(world.ui.refaceButton) == "Choose a head MRI first."
+    for name in (
+        "anotherButton",
+        "showButton",
+        "frontalButton",
+        "saveButton",
+        "editRegionButton",
+        "noteEdit",
+        "eyesCheck",
+    ):
+        assert reason(getattr(world.ui, name)) == "Reface a head first."
+    assert world.ui.sampleButton.enabled and world.ui.inputLabel.text.startswith("Load a head")
+    assert (
+        not world.ui.verdictFrame.visible
+        and not world.ui.facesFrame.visible
+        and not world.ui.progressFrame.visible
+    )
+
+
+@pytest.mark.parametrize("stage", ["nothing", "ready", "running", "done", "error", "missing"])
+def test_a_disabled_widget_always_says_why_in_one_sentence(world: World, stage: str) -> None:
+    if stage == "missing":
+        world.session.lacking = ["torch"]
+    if stage != "nothing":
+        world.choose(add_head())
+    if stage in ("running", "done", "error"):
+        world.ui.refaceButton.click()
+    if stage == "done":
+        world.session.draw()
+    if stage == "error":
+        world.session.callbacks["on_error"]("There is no head in this scan; choose another one.")
+    kinds = tuple(
+        getattr(qt_stand_ins.qt, kind)
+        for kind in (
+            "QPushButton",
+            "QToolButton",
+            "QCheckBox",
+            "QRadioButton",
+            "QComboBox",
+            "QSpinBox",
+            "QLineEdit",
+        )
+    )
+    for widget in vars(world.ui).values():
+        if isinstance(widget, (*kinds, *qt_stand_ins.CUSTOM.values())) and not widget.enabled:
+            assert re.fullmatch(
+                r"[A-Zt].*(first|run is over, or cancel it|already|Advanced)[.]", widget.toolTip
+            ), widget.name
+
+
+def test_a_scan_is_described_and_can_be_refaced(world: World) -> None:
+    world.choose(add_head())
+    assert world.ui.inputLabel.text.splitlines() == [
+        "24 × 20 × 22 voxels of 1.5 mm, RAS", "Whole head or already defaced: Reface will tell."
+    ]  # fmt: skip
+    assert world.ui.readyLabel.text == "✔ Ready: processor, 2 threads, model default"
+    assert world.ui.refaceButton.enabled and world.ui.refaceButton.text == "&Reface"
+
+
+def test_a_scan_that_cannot_be_refaced_says_why(world: World) -> None:
+    world.choose(add_volume(np.zeros(SHAPE, np.int16), np.eye(4), "empty"))
+    assert "empty holds the value 0 in every voxel" in world.ui.inputLabel.text
+    assert "empty holds the value 0" in reason(world.ui.refaceButton)
+
+
+def test_what_is_missing_is_named_and_one_button_installs_it(world: World) -> None:
+    world.session.lacking = ["torch (200 MB)", "nibabel"]
+    world.choose(add_head())
+    assert world.ui.installButton.visible and "torch (200 MB), nibabel missing" in reason(world.ui.refaceButton)
+    world.ui.installButton.click()
+    assert not world.ui.installButton.visible and world.ui.refaceButton.enabled
+
+
+@pytest.mark.parametrize(
+    ("own", "lacking", "words"), [(False, "nibabel", "in the Python you named"), (False, "Python", "3.11")]
+)
+def test_nothing_is_installed_into_another_python(world: World, own: bool, lacking: str, words: str) -> None:
+    world.session.own, world.session.lacking = own, [lacking]
+    world.choose(add_head())
+    assert not world.ui.installButton.visible and words in reason(world.ui.refaceButton)
+
+
+def test_an_installation_that_fails_says_why(world: World) -> None:
+    world.session.lacking = ["torch"]
+    world.choose(add_head())
+    world.ui.installButton.click()
+    assert (
+        world.ui.verdictHeadline.text == "PyTorch needs the PyTorch extension." and world.ui.installButton.visible
+    )
+
+
+def test_two_scans_of_one_name_are_two_inputs(world: World) -> None:
+    first, second = add_head(), add_head()
+    world.ui.inputSelector.setCurrentNode(second)
+    assert world.parameters.inputVolume is second
+    world.ui.inputSelector.setCurrentNode(first)
+    assert world.parameters.inputVolume is first
+
+
+# --- a run ------------------------------------------------------------------------------------------------
+
+
+def test_reface_becomes_cancel_and_tells_how_far_it_is(world: World) -> None:
+    world.choose(add_head())
+    world.ui.refaceButton.click()
+    assert world.ui.refaceButton.text == "&Cancel" and world.ui.progressFrame.visible
+    world.panel.run.began -= 2.0
+    world.session.callbacks["on_progress"]("anatomy", 0.5)
+    assert world.ui.progressBar.value == 50
+    assert world.ui.progressLabel.text == "Finding the brain and the face  ·  about 2 s left"
+    assert reason(world.ui.inputSelector) == reason(world.ui.modelCombo) == reason(world.ui.anotherButton)
+
+
+def test_a_run_ends_with_two_faces_on_screen_and_a_verdict(world: World) -> None:
+    node = world.refaced()
+    assert world.views.shown.original is world.parameters.inputVolume and world.views.shown.refaced is node
+    assert node.GetName() == "head refaced" and world.parameters.refacedVolume is node
+    assert world.ui.refaceButton.text == "&Reface" and not world.ui.progressFrame.visible
+    assert (world.ui.verdictSymbol.text, world.ui.verdictHeadline.text) == ("✔", "All checks passed")
+    assert "Brain voxels changed: 0" in world.ui.verdictDetails.text
+    assert "Whole head." in world.ui.inputLabel.text
+    assert not world.ui.seeSection.collapsed and world.ui.facesList.count == 1
+
+
+def test_the_verdict_is_said_in_words_and_symbols_too() -> None:
+    failed = [*REPORT["checks"][:2], {**REPORT["checks"][2], "value": 40.0, "passed": False}]
+    levels = [
+        verdict.verdict_of(REPORT),
+        verdict.verdict_of({**REPORT, "warnings": ["The chin is outside the field of view."]}),
+        verdict.verdict_of({**REPORT, "checks": failed}),
+    ]
+    assert [each.level for each in levels] == [verdict.GREEN, verdict.AMBER, verdict.RED]
+    assert len({(each.symbol, each.headline) for each in levels}) == 3
+    assert levels[1].details[0] == "The chin is outside the field of view."
+    assert levels[2].details == ("Original voxels left in the face region: 40",)
+
+
+def test_cancel_leaves_the_scene_as_it_was(world: World) -> None:
+    world.choose(add_head())
+    before = world.scene.GetNumberOfNodes()
+    world.ui.refaceButton.click()
+    late = dict(world.session.callbacks)
+    world.ui.refaceButton.click()
+    assert ("cancel", None) in world.session.asked and world.scene.GetNumberOfNodes() == before
+    assert (
+        world.ui.verdictHeadline.text == "Cancelled; nothing was changed."
+        and world.ui.refaceButton.text == "&Reface"
+    )
+    late["on_error"]("too late")
+    late["on_progress"]("anatomy", 0.5)
+    assert (
+        world.ui.verdictHeadline.text == "Cancelled; nothing was changed." and not world.ui.progressFrame.visible
+    )
+
+
+def test_an_error_is_shown_in_place_of_a_verdict_and_nothing_is_added(world: World) -> None:
+    world.choose(add_head())
+    before = world.scene.GetNumberOfNodes()
+    world.ui.refaceButton.click()
+    world.session.callbacks["on_error"]("There is no head in this scan; choose another one.")
+    assert (world.ui.verdictSymbol.text, world.ui.verdictHeadline.text) == (
+        "✖",
+        "There is no head in this scan; choose another one.",
+    )
+    assert world.scene.GetNumberOfNodes() == before and not world.ui.facesFrame.visible
+    assert not world.ui.saveButton.enabled and world.views.shown is None
+
+
+def test_an_error_never_passes_an_old_face_off_as_new(world: World) -> None:
+    node = world.refaced(seed=7)
+    values = slicer.util.arrayFromVolume(node).copy()
+    world.ui.anotherButton.click()
+    assert not world.ui.verdictFrame.visible and reason(world.ui.saveButton).startswith("Wait")
+    world.session.callbacks["on_error"]("The memory does not suffice.")
+    assert world.ui.verdictHeadline.text == "The memory does not suffice."
+    assert "still that of seed 7" in world.ui.verdictDetails.text
+    assert np.array_equal(slicer.util.arrayFromVolume(node), values) and world.ui.facesList.count == 1
+
+
+def test_the_settings_reach_the_engine(world: World) -> None:
+    world.choose(add_head())
+    world.ui.dropoutSpin.value, world.ui.threadsSpin.value = 0.4, 2
+    world.ui.deviceCombo.currentIndex, world.ui.defacedCombo.currentIndex = 1, 2
+    world.ui.modelCombo.currentIndex = 1
+    world.ui.refaceButton.click()
+    wanted = {"model": "other", "device": "cpu", "threads": 2, "dropout": pytest.approx(0.4), "defaced": "no"}
+    assert world.session.asked[-1] == ("start", wanted)
+
+
+# --- faces ------------------------------------------------------------------------------------------------
+
+
+def test_another_face_goes_to_the_same_node_and_any_can_be_picked(world: World) -> None:
+    node = world.refaced(seed=7)
+    world.ui.anotherButton.click()
+    world.session.draw(seed=8)
+    assert world.session.head.refacedNode is node and world.ui.facesList.count == 2
+    assert world.ui.facesList.currentRow == 1 and slicer.util.arrayFromVolume(node)[0, 19, 0] == 8
+    assert not world.ui.facesList.item(0).icon().isNull()
+    world.ui.facesList.currentRow = 0
+    assert slicer.util.arrayFromVolume(node)[0, 19, 0] == 7 and scene.report_of(node)["seed"] == 7
+    assert np.array_equal(slicer.util.arrayFromVolume(node).T[:, :13], head_array()[:, :13])
+
+
+def test_several_faces_can_be_drawn_in_one_run(world: World) -> None:
+    world.choose(add_head())
+    world.ui.candidatesSpin.value = 3
+    world.ui.refaceButton.click()
+    for seed in (1, 2):
+        world.session.draw(seed)
+        assert world.panel.run and f"face {seed + 1} of 3" in world.ui.progressLabel.text
+    world.session.draw(3)
+    assert not world.panel.run and world.ui.facesList.count == 3
+
+
+def test_judgement_belongs_to_a_face_and_is_kept_in_its_node(world: World) -> None:
+    node = world.refaced(seed=7)
+    world.ui.eyesCheck.click()
+    world.ui.noteEdit.text = "ear out of view"
+    world.ui.judgementCombo.currentIndex = 1
+    assert scene.read_qc(node) == scene.QC(True, ("eyes",), "ear out of view")
+    world.ui.anotherButton.click()
+    world.session.draw(seed=8)
+    assert not world.ui.eyesCheck.checked and world.ui.noteEdit.text == "" and scene.read_qc(node) == scene.QC()
+    world.ui.facesList.currentRow = 0
+    assert world.ui.eyesCheck.checked and scene.read_qc(node).note == "ear out of view"
+
+
+def test_the_face_region_opens_in_segment_editor(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    node, calls = world.refaced(), []
+    editor = types.SimpleNamespace(
+        setSegmentationNode=lambda node: calls.append(node), setSourceVolumeNode=lambda node: calls.append(node)
+    )
+    monkeypatch.setattr(slicer.util, "selectModule", calls.append)
+    slicer.modules.SegmentEditorWidget = types.SimpleNamespace(editor=editor)
+    world.ui.editRegionButton.click()
+    assert calls == ["SegmentEditor", node.GetNodeReference(scene.REGION), world.parameters.inputVolume]
+
+
+def test_the_face_region_can_be_corrected_and_the_face_drawn_within_it(world: World) -> None:
+    node = world.refaced(seed=7)
+    assert reason(world.ui.redrawButton) == "Edit the face region first."
+    segmentation = node.GetNodeReference(scene.REGION)
+    region = np.zeros(SHAPE, np.uint8)
+    region[:, 15:] = 1
+    segment = segmentation.GetSegmentation().GetNthSegmentID(0)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(region.T, segmentation, segment, node)
+    world.panel.entered()
+    world.ui.redrawButton.click()
+    assert np.array_equal(world.session.asked[-1][1], region != 0)
+    world.session.draw(seed=9)
+    assert np.array_equal(scene.face_region_of(node), region != 0)
+    assert slicer.util.arrayFromVolume(node)[0, 14, 0] == head_array()[0, 14, 0]
+    world.ui.facesList.currentRow = 0
+    assert scene.face_region_of(node)[0, 13, 0] and reason(world.ui.redrawButton) == "Edit the face region first."
+
+
+# --- see --------------------------------------------------------------------------------------------------
+
+
+def test_the_see_section_drives_the_views(world: World) -> None:
+    world.refaced()
+    shown = world.views.shown
+    for button in (world.ui.profileButton, world.ui.threeQuarterButton, world.ui.frontalButton):
+        button.click()
+    assert [call[1] for call in shown.calls if call[0] == "look"] == ["profile", "three-quarter", "frontal"]
+    world.ui.skinSlider.value = 90
+    assert ("set_threshold", 90.0) in shown.calls
+    world.ui.skinAutoButton.click()
+    assert world.ui.skinSlider.value == shown.automatic
+    world.ui.volumeRadio.click()
+    assert shown.rendering == "volume"
+    world.ui.fadeSlider.value = 20
+    world.ui.outlineCheck.click()
+    assert shown.calls[-2:] == [("set_fade", 0.2), ("show_face_region", False)]
+
+
+def test_the_previous_layout_comes_back_and_the_faces_again(world: World) -> None:
+    world.refaced()
+    assert reason(world.ui.showButton) == "Both faces are shown already."
+    world.ui.restoreButton.click()
+    assert world.views.shown is None and reason(world.ui.frontalButton) == "Show both faces first."
+    world.ui.showButton.click()
+    assert world.views.shown is not None and world.ui.frontalButton.enabled
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (InputError("The scan shows no head."), "shows no head"),
+        (ImportError(name="nibabel"), "nibabel is missing"),
+    ],
+)
+def test_what_cannot_be_shown_is_said_and_the_result_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def fail(original: Any, refaced: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(world.views, "show_faces", fail)
+    node = world.refaced()
+    assert world.ui.verdictHeadline.text == "The faces cannot be shown." and words in world.ui.verdictDetails.text
+    assert world.scene.IsNodePresent(node) and reason(world.ui.frontalButton) == "Show both faces first."
+
+
+# --- save -------------------------------------------------------------------------------------------------
+
+
+def test_saving_writes_the_refaced_scan_alone(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scene.saving, "_draw", lambda scan, target: target.write_bytes(b"picture"))
+    world.refaced()
+    world.ui.saveFolder.currentPath = ""
+    assert reason(world.ui.saveButton) == "Choose a folder first."
+    world.ui.saveFolder.currentPath, world.ui.saveName.text = str(tmp_path), "a/b"
+    assert reason(world.ui.saveButton).startswith("Give a file name without")
+    world.ui.saveName.text = "sub-1_T1w"
+    world.ui.judgementCombo.currentIndex = 1
+    world.ui.saveButton.click()
+    endings = (".json", ".nii.gz", ".png", "_face-region.nii.gz", "_report.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"sub-1_T1w{ending}" for ending in endings]
+    assert "sub-1_T1w.nii.gz" in world.ui.savedLabel.text and world.ui.savedLabel.visible
+    assert '"passed": true' in (tmp_path / "sub-1_T1w_report.json").read_text()
+
+
+def test_a_face_that_failed_is_not_saved(world: World, tmp_path: Path) -> None:
+    world.refaced()
+    world.ui.saveFolder.currentPath = str(tmp_path)
+    world.ui.judgementCombo.currentIndex = 2
+    assert reason(world.ui.saveButton) == "You judged that this face failed; draw another one."
+
+
+def test_what_cannot_be_written_is_said(world: World, tmp_path: Path) -> None:
+    world.refaced()
+    world.ui.saveFolder.currentPath = str(tmp_path / "nowhere")
+    world.ui.saveButton.click()
+    assert "folder does not exist" in world.ui.verdictHeadline.text and world.ui.savedLabel.text == ""
+
+
+def test_the_original_is_named_and_can_be_removed_from_the_scene(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text: True)
+    node = world.refaced()
+    original = world.parameters.inputVolume
+    assert world.ui.sceneFrame.visible and "head" in world.ui.sceneLabel.text
+    world.ui.removeOriginalButton.click()
+    assert not world.scene.IsNodePresent(original) and world.scene.IsNodePresent(node)
+    assert world.ui.verdictHeadline.text.startswith("Removed from the scene: head")
+    assert world.session.head is None and world.views.shown is None
+
+
+# --- what happens in the scene ----------------------------------------------------------------------------
+
+
+def test_the_scene_is_closed_during_a_run(world: World) -> None:
+    world.choose(add_head())
+    world.ui.refaceButton.click()
+    late = dict(world.session.callbacks)
+    world.panel.scene_closing()
+    world.panel.set_parameters(None)
+    assert ("cancel", None) in world.session.asked and world.panel.run is None
+    late["on_error"]("too late")
+    assert not world.ui.verdictFrame.visible and reason(world.ui.refaceButton) == "Choose a head MRI first."
+
+
+def test_the_input_is_removed_during_a_run(world: World) -> None:
+    node = world.choose(add_head())
+    world.ui.refaceButton.click()
+    world.scene.RemoveNode(node)
+    world.panel.node_removed(node)
+    assert world.panel.run is None and ("cancel", None) in world.session.asked
+    assert world.ui.verdictHeadline.text.endswith("nothing was added.")
+
+
+def test_faces_of_a_scan_that_changed_are_dropped(world: World) -> None:
+    node = world.refaced()
+    original = world.parameters.inputVolume
+    slicer.util.arrayFromVolume(original)[0, 0, 0] += 1
+    slicer.util.arrayFromVolumeModified(original)
+    world.panel.input_modified()
+    assert world.session.head is None and world.scene.IsNodePresent(node)
+    assert world.ui.verdictHeadline.text.startswith("The scan was changed")
+    assert not world.ui.facesFrame.visible and reason(world.ui.saveButton) == "Reface a head first."
+
+
+def test_a_transform_put_on_the_scan_changes_it_too(world: World) -> None:
+    world.refaced()
+    transform = world.scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    world.parameters.inputVolume.SetAndObserveTransformNodeID(transform.GetID())
+    matrix = np.eye(4)
+    matrix[0, 3] = 5
+    transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    world.panel.input_modified()
+    assert world.session.head is None
+
+
+def test_the_refaced_node_is_removed(world: World) -> None:
+    node = world.refaced()
+    world.scene.RemoveNode(node)
+    world.panel.node_removed(node)
+    assert (
+        world.session.head is None
+        and world.ui.verdictHeadline.text == "The refaced scan was removed from the scene."
+    )
+
+
+def test_another_head_is_chosen(world: World) -> None:
+    node = world.refaced()
+    world.choose(add_head("second"))
+    assert world.session.head is None and world.scene.IsNodePresent(node) and not world.ui.verdictFrame.visible
+    assert world.ui.refaceButton.enabled
+
+
+def test_a_saved_scene_brings_the_panel_back(world: World) -> None:
+    world.refaced(seed=7)
+    world.ui.eyesCheck.click()
+    world.session.head = None
+    world.panel.see.forget()
+    world.panel.set_parameters(world.parameters)
+    assert world.session.head.chosen.seed == 7 and world.ui.eyesCheck.checked
+    assert world.ui.verdictHeadline.text == "All checks passed" and world.ui.facesList.count == 1
+    world.ui.showButton.click()
+    assert world.views.shown is not None
+
+
+# --- advanced ---------------------------------------------------------------------------------------------
+
+
+def test_settings_are_remembered_only_when_wanted(world: World) -> None:
+    kept = qt_stand_ins.QSettings.kept
+    world.choose(add_head())
+    world.ui.threadsSpin.value = 3
+    assert sections.REMEMBERED not in kept
+    world.ui.rememberCheck.click()
+    world.ui.threadsSpin.value = 4
+    assert '"threads": 4' in kept[sections.REMEMBERED]
+    world.ui.rememberCheck.click()
+    assert sections.REMEMBERED not in kept
+
+
+def test_remembered_settings_begin_a_new_scene_and_unknown_ones_are_passed_over(world: World) -> None:
+    kept = qt_stand_ins.QSettings.kept
+    kept[sections.REMEMBERED] = (
+        '{"threads": 4, "device": "CPU", "defaced": "SOMETIMES", "colour": 1, "dropout": 9}'
+    )
+    sections.recall(world.parameters)
+    found = world.parameters
+    assert (found.threads, found.device.value, found.defaced.value, found.dropout) == (4, "cpu", "auto", -0.05)
+
+
+def test_the_model_card_is_shown(world: World) -> None:
+    world.choose(add_head())
+    assert world.ui.cardLabel.text == "A model\nNot seen in training: children\nLicence: CC BY-SA 3.0"
+
+
+def test_the_python_of_the_environment_goes_before_the_setting(world: World) -> None:
+    world.session.python = "/opt/python"
+    world.choose(add_head())
+    assert reason(world.ui.pythonPath) == "REFACECGAN_PYTHON names the Python: /opt/python"
+
+
+def test_another_python_starts_another_engine(world: World) -> None:
+    world.choose(add_head())
+    world.ui.pythonPath.currentPath = "/opt/other/python"
+    assert ("close", None) in world.session.asked
+    assert qt_stand_ins.QSettings().value(sections.SETTING) == "/opt/other/python"
+
+
+def test_stages_the_panel_does_not_know_are_shown_as_they_are() -> None:
+    assert widgets.stage_text("polish") == "polish"

@@ -1,0 +1,339 @@
+"""The warm child process, spoken to as the Slicer module does: JSON lines, and arrays as files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from RefaceCGANLib import Volume, __version__
+from RefaceCGANLib.errors import CheckError, InputError
+from RefaceCGANLib.worker import Worker, told
+
+PACKAGE = Path(__file__).resolve().parents[2] / "RefaceCGAN"
+
+
+class Talk:
+    """A worker process and its private folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked = folder, 0
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "RefaceCGANLib.worker", str(folder)], cwd=PACKAGE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.ready = self.hear()
+
+    def hear(self) -> dict:
+        return json.loads(self.process.stdout.readline())
+
+    def say(self, command: str, **arguments: object) -> None:
+        self.asked += 1
+        self.process.stdin.write(json.dumps({"id": self.asked, "command": command, **arguments}) + "\n")
+        self.process.stdin.flush()
+
+    def ask(self, command: str, **arguments: object) -> tuple[dict, list[tuple[str, float]]]:
+        """The answer, and the progress that was told before."""
+        self.say(command, **arguments)
+        progress = []
+        while (event := self.hear())["event"] == "progress":
+            assert event["id"] == self.asked
+            progress.append((event["stage"], event["fraction"]))
+        assert event["id"] == self.asked
+        return event, progress
+
+    def write(self, array: np.ndarray) -> str:
+        path = self.folder / f"in-{self.asked}-{os.urandom(4).hex()}.npy"
+        np.save(path, array)
+        return str(path)
+
+    def read(self, path: str) -> np.ndarray:
+        array = np.load(path)
+        os.unlink(path)
+        return array
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory, model_dir):
+    talk = Talk(tmp_path_factory.mktemp("worker"))
+    assert talk.ask("load", model=str(model_dir), device="cpu", threads=1)[0]["event"] == "done"
+    yield talk
+    talk.process.kill()
+    talk.process.wait()
+
+
+@pytest.fixture(scope="module")
+def original(head):
+    return Volume.read(head)
+
+
+@pytest.fixture(scope="module")
+def refaced(worker, original):
+    """The head refaced with seed 7: the answer with its arrays, and the progress."""
+    volume = worker.write(original.stored)
+    done, progress = worker.ask("reface", volume=volume, affine=original.affine.tolist(), seed=7)
+    assert done["event"] == "done", done
+    assert not Path(volume).exists()  # read, and gone
+    return with_arrays(worker, done), progress
+
+
+def with_arrays(worker: Talk, done: dict) -> dict:
+    names = ("refaced", "face_region", "air_mask", "brain_mask", "defaced")
+    return {**done, **{name: worker.read(done[name]) for name in names if name in done}}
+
+
+def unchanged_outside(original: Volume, done: dict) -> bool:
+    outside = done["face_region"] == 0
+    return np.array_equal(original.stored[outside], done["refaced"][outside])
+
+
+def test_the_first_line_says_ready(worker):
+    assert worker.ready["event"] == "ready"
+    assert worker.ready["version"] == __version__
+
+
+def test_load_says_what_the_engine_runs_on(worker, model_dir):
+    done, progress = worker.ask("load", model=str(model_dir), device="cpu", threads=1)
+    assert (done["device"], done["threads"]) == ("cpu", 1)
+    assert done["card"]["id"] == done["model"]
+    assert progress == []  # it is there already
+
+
+def test_reface_answers_volume_masks_and_report(original, refaced):
+    done, _ = refaced
+    assert done["refaced"].dtype == original.stored.dtype
+    assert done["refaced"].shape == original.shape
+    assert unchanged_outside(original, done)
+    for name in ("face_region", "air_mask", "brain_mask"):
+        assert done[name].dtype == np.uint8
+        assert done[name].any()
+    assert not (done["face_region"] & done["brain_mask"]).any()
+    assert (done["refaced"] != original.stored).any()
+    assert (done["seed"], done["report"]["seed"]) == (7, 7)
+    assert set(done["report"]["seconds"]) == {"anatomy", "deface", "normalise", "generate", "compose", "check"}
+
+
+def test_progress_names_the_stages_and_only_grows(refaced):
+    _, progress = refaced
+    stages = list(dict.fromkeys(stage for stage, _ in progress))
+    assert stages == ["anatomy", "deface", "normalise", "generate", "compose", "check"]
+    fractions = [fraction for _, fraction in progress]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+def test_another_draws_another_face_on_the_same_head(worker, original, refaced):
+    first, _ = refaced
+    done, progress = worker.ask("another", seed=8)
+    done = with_arrays(worker, done)
+    assert set(done["report"]["seconds"]) == {"generate", "compose", "check"}  # the anatomy is not done again
+    assert progress[0] == ("generate", 0.0)
+    assert progress[-1][1] == 1.0
+    assert np.array_equal(done["face_region"], first["face_region"])
+    assert unchanged_outside(original, done)
+    assert not np.array_equal(done["refaced"], first["refaced"])
+
+
+def test_the_seed_draws_the_face_again(worker, refaced):
+    done, _ = worker.ask("another", seed=7)
+    assert np.array_equal(with_arrays(worker, done)["refaced"], refaced[0]["refaced"])
+
+
+def test_without_a_seed_one_is_drawn_and_told(worker, refaced):
+    seeds = {with_arrays(worker, worker.ask("another")[0])["seed"] for _ in range(2)}
+    assert len(seeds) == 2
+
+
+def test_a_face_is_drawn_within_the_region_edited_by_hand(worker, original, refaced):
+    first, _ = refaced
+    edited = first["face_region"].copy()
+    edited[:, :, : edited.shape[2] // 4] = 0  # the chin stays
+    brain = tuple(np.argwhere(first["brain_mask"])[0])
+    edited[brain] = 1
+    done, _ = worker.ask("another", seed=8, face_region=worker.write(edited))
+    done = with_arrays(worker, done)
+    edited[brain] = 0  # never in it
+    assert np.array_equal(done["face_region"], edited)
+    assert unchanged_outside(original, done)
+    assert "1 brain voxels" in " ".join(done["report"]["warnings"])
+    assert "keep the original" in " ".join(done["report"]["warnings"])
+    done, _ = worker.ask("another", seed=8)  # it stays edited
+    assert np.array_equal(with_arrays(worker, done)["face_region"], edited)
+    done, _ = worker.ask("another", seed=7, face_region=worker.write(first["face_region"]))
+    assert np.array_equal(with_arrays(worker, done)["refaced"], first["refaced"])  # and back
+
+
+def test_errors_are_one_sentence_and_the_process_lives_on(worker, refaced):
+    small = worker.write(np.zeros((3, 3, 3), np.uint8))
+    calls = [
+        ("dance", {}, "There is no command 'dance'"),
+        ("reface", {"seed": 1}, "cannot be called like this: missing a required argument: 'volume'"),
+        ("another", {"seed": -1}, "Seed -1 is no whole number"),
+        ("another", {"dropout": 2}, "Dropout is a probability"),
+        ("another", {"face_region": small}, "has other voxels than the scan"),
+        ("load", {"model": "nobody"}, "There is no model nobody"),
+    ]
+    for command, arguments, sentence in calls:
+        error, _ = worker.ask(command, **arguments)
+        assert (error["event"], error["kind"]) == ("error", "input")
+        assert sentence in error["message"]
+        assert "\n" not in error["message"]
+
+
+def test_a_scan_that_shows_no_head_is_a_check_error_and_leaves_no_file(worker, model_dir):
+    worker.ask("load", model=str(model_dir), device="cpu", threads=1)
+    before = set(worker.folder.iterdir())
+    noise = np.random.default_rng(0).integers(0, 100, (32, 32, 32)).astype(np.int16)
+    error, _ = worker.ask("reface", volume=worker.write(noise), affine=np.diag([2.0, 2, 2, 1]).tolist())
+    assert error["kind"] == "check"
+    assert "head" in error["message"]
+    assert set(worker.folder.iterdir()) == before
+
+
+def test_there_must_be_a_head_to_draw_another_face_on(worker):
+    assert worker.ask("drop")[0]["event"] == "done"
+    error, _ = worker.ask("another", seed=1)
+    assert error["kind"] == "input"
+    assert "reface one first" in error["message"]
+
+
+def test_a_line_that_is_no_request_is_refused_and_the_next_is_served(worker):
+    for line in ("no JSON at all", "[1, 2]", '"text"', "7"):
+        worker.process.stdin.write(line + "\n")
+    worker.process.stdin.flush()
+    for _ in range(4):
+        assert worker.hear()["kind"] == "input"
+    assert worker.ask("drop")[0]["event"] == "done"
+
+
+def test_deface_empties_the_face_region(worker, original, model_dir):
+    worker.ask("load", model=str(model_dir), device="cpu", threads=1)
+    volume = worker.write(original.stored)
+    done = with_arrays(worker, worker.ask("deface", volume=volume, affine=original.affine.tolist())[0])
+    region = done["face_region"] > 0
+    assert (done["defaced"][region] == original.stored.min()).all()
+    assert np.array_equal(done["defaced"][~region], original.stored[~region])
+    assert all(entry["passed"] for entry in done["report"]["checks"])
+
+
+def test_it_ends_at_once_when_stdin_closes_and_leaves_nothing(worker, original):
+    """The last test of this process: it is in the middle of a run."""
+    volume = worker.write(original.stored)
+    worker.say("reface", volume=volume, affine=original.affine.tolist())
+    assert worker.hear()["stage"] == "anatomy"
+    worker.process.stdin.close()
+    rest = worker.process.stdout.read()
+    assert worker.process.wait(10) == 0
+    assert '"done"' not in rest
+    assert not worker.folder.exists()
+
+
+def test_quit_ends_it(tmp_path):
+    talk = Talk(tmp_path / "private")
+    talk.folder.mkdir()
+    assert talk.ask("quit")[0]["event"] == "done"
+    assert talk.process.wait(30) == 0
+    assert not talk.folder.exists()
+
+
+def test_what_libraries_print_goes_to_stderr_and_they_have_no_stdin():
+    script = (
+        "import os, sys; from RefaceCGANLib import worker; lines, answers = worker._private_streams();"
+        "print('printed', flush=True); os.write(1, b'past Python\\n'); os.system('echo a child; cat');"
+        "answers.write('answer ' + lines.readline()); answers.flush()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=PACKAGE, input="line\n", capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "answer line\n"
+    assert done.stderr.splitlines() == ["printed", "past Python", "a child"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "part"),
+    [
+        (InputError("Mend it."), "input", "Mend it."),
+        (CheckError("Too small."), "check", "Too small."),
+        (MemoryError(), "memory", "memory does not suffice"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory", "memory does not suffice"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory", "memory does not suffice"),
+        (ModuleNotFoundError("no", name="torch"), "input", f"torch is missing in {sys.executable}"),
+        (OSError(28, "No space left on device"), "crash", "No space left on device"),
+        (ValueError("two\nlines"), "crash", "This is a bug in RefaceCGAN (ValueError: two lines)"),
+    ],
+)
+def test_each_error_has_its_kind_and_one_sentence(error, kind, part):
+    assert told(error)[0] == kind
+    assert part in told(error)[1]
+    assert "\n" not in told(error)[1]
+
+
+def test_an_out_of_memory_is_answered_and_not_the_end(tmp_path, monkeypatch):
+    worker, answers = Worker(tmp_path), []
+
+    def full(progress):
+        raise MemoryError
+
+    monkeypatch.setattr(worker, "drop", full)
+    worker.handle({"id": 1, "command": "drop"}, answers.append)
+    monkeypatch.undo()
+    worker.handle({"id": 2, "command": "drop"}, answers.append)
+    assert [answer.get("kind", answer["event"]) for answer in answers] == ["memory", "done"]
+
+
+def test_preloading_stops_as_soon_as_a_request_comes(tmp_path, monkeypatch):
+    worker, steps = Worker(tmp_path), []
+    monkeypatch.setattr(worker, "_steps", lambda: (steps.append(step) for step in range(5)))
+    worker.preload(wanted=lambda: len(steps) == 2)
+    assert steps == [0, 1]
+
+
+def test_it_warms_up_once_whenever_there_is_time(tmp_path, monkeypatch):
+    worker, steps = Worker(tmp_path), []
+    monkeypatch.setattr(worker, "_steps", lambda: iter(()))
+    monkeypatch.setattr(worker, "_warm_up_steps", lambda: (steps.append(step) for step in "ab"))
+    worker.preload(wanted=lambda: True)  # a request came first
+    worker.preload(wanted=lambda: False)
+    worker.preload(wanted=lambda: False)
+    assert steps == ["a", "a", "b"]
+
+
+# --- a face region edited by hand (Refacer.with_region) ---------------------------------------------------
+
+
+def test_the_region_that_was_found_gives_what_was_prepared(refacer, result):
+    import torch
+
+    same = refacer.with_region(result.prepared, result.face_region)
+    assert same.expected_ml == result.prepared.expected_ml
+    assert same.anatomy.warnings == result.prepared.anatomy.warnings
+    for name in ("scan", "region", "cover", "shift"):
+        assert torch.equal(getattr(same.working, name), getattr(result.prepared.working, name))
+
+
+def test_an_edited_region_must_be_usable(refacer, result):
+    region = result.face_region
+    with pytest.raises(InputError, match="other voxels than the scan"):
+        refacer.with_region(result.prepared, region[1:])
+    with pytest.raises(InputError, match="is empty"):
+        refacer.with_region(result.prepared, np.zeros_like(region))
+    with pytest.raises(InputError, match="is empty"):
+        refacer.with_region(result.prepared, result.brain_mask)
+    with pytest.raises(InputError, match="reaches too far"):
+        refacer.with_region(result.prepared, ~result.brain_mask)
+
+
+def test_a_larger_region_is_drawn_in_full_and_passes_the_checks(refacer, result):
+    from scipy import ndimage
+
+    larger = ndimage.binary_dilation(result.face_region, iterations=3) & ~result.brain_mask
+    prepared = refacer.with_region(result.prepared, larger)
+    assert prepared.expected_ml > result.prepared.expected_ml
+    again = refacer.reface(prepared, seed=7)
+    assert np.array_equal(again.face_region, larger)
+    assert {entry.name: entry.value for entry in again.checks}["original_voxels_left"] == 0
+    assert np.array_equal(again.volume.stored[~larger], result.original.stored[~larger])
