@@ -17,7 +17,6 @@ lint: $(READY)
 	$(BIN)/mypy
 
 benchmark: $(READY)
-	$(BIN)/pip install --quiet niimath
 	$(BIN)/python Testing/benchmarks/speed.py
 
 # VTK draws without a screen through EGL; the libraries are the system's, not pip's
@@ -26,7 +25,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 	  { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.12"; rm -rf $(VENV); exit 1; }
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable ".[test,train]"
+	$(BIN)/pip install --quiet --editable ".[test,train,evaluate]"
 	@ldconfig -p 2>/dev/null | grep -q 'libEGL.so.1\|libOSMesa' || \
 	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
 	    apt-get install -y -qq libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri >/dev/null; } || \

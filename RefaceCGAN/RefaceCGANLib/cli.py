@@ -1,4 +1,4 @@
-"""The command line: refacecgan reface, deface, render, compare, demo, train and models.
+"""The command line: refacecgan reface, deface, render, compare, demo, train, evaluate and models.
 
 What is heavy is imported when it is needed: --help and a wrong call answer at once, and an unreadable scan is
 refused before torch is loaded. Every output is made in a hidden folder beside its place and moved there when
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")
             args = _parser().parse_args(argv)
             _set_up_logging(args.run is _train)
-            if program and args.run is _train:  # it has files to close and processes to end
+            if program and args.run in (_train, _evaluate):  # they have files to close and processes to end
                 _on_signals(signal.default_int_handler)
             lines, notes = args.run(args, outputs)
             if program:
@@ -91,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def sample_head() -> Path:
     """The head that `demo` refaces. Raises InputError where this installation has none."""
     package = Path(__file__).resolve().parent
-    places = [package.parents[1] / "Resources" / "SampleData", package / "_sample"]
+    # of a checkout, of the installed Slicer extension, of an installed package
+    places = [parent / "Resources" / "SampleData" for parent in (package.parents[1], package.parent)]
+    places.append(package / "_sample")
     for place in places:
         if (place / SAMPLE_HEAD).is_file():
             return place / SAMPLE_HEAD
@@ -262,6 +264,15 @@ def _train(args: argparse.Namespace, outputs: _Outputs) -> Said:
 
     run(args.config)
     return [], []
+
+
+def _evaluate(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    from .evaluation.study import evaluate
+
+    work = _Work(args.progress)
+    outcome = evaluate(args.config, work.show, args.output)
+    lines = [f"Wrote {outcome.page}: {outcome.tools} tools on {outcome.scans} scans, tables beside it"]
+    return lines, outcome.warnings
 
 
 def _models(args: argparse.Namespace, outputs: _Outputs) -> Said:
@@ -584,6 +595,14 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "train a model on a folder of heads")
     train.add_argument("config", type=Path, metavar="CONFIG.toml", help="what to train, and on which heads")
+
+    evaluate = command("evaluate", _evaluate, "compare tools that take the face out of scans")
+    evaluate.add_argument("config", type=Path, metavar="CONFIG.toml", help="which tools, on which scans")
+    evaluate.add_argument(
+        "--output", type=Path, metavar="FOLDER",
+        help="for the results, in place of the configured one; a study that was stopped goes on from there",
+    )  # fmt: skip
+    _add_progress(evaluate)
 
     command("models", _models, "list the models of this installation")
     return parser

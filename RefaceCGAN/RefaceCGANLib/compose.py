@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 AIR = 0.12
 """Fraction of the way from air to the brightest tissue under which generated voxels are air (the paper:
 values below 3 of 255; ours is relative to the scan's own scale and finer, as the skin is sharpened afterwards)."""
+STEEPENING = 1.5
+"""Power of the ratio of working to native voxels that steepens the skin's edge: resampling blurs it, too."""
 TISSUE_SIGMA = 1.5
 """Working-grid voxels; the reach of the local tissue intensity that the skin's edge rises to."""
 SEAM_SIGMA = 2.5
@@ -122,12 +124,12 @@ def compose(
     to_fine = np.diag([2.0, 2.0, 2.0, 1.0]) @ to_working
     to_fine[:3, 3] += 0.5
     here = torch.from_numpy(anatomy.face_region[box].copy())
-    painted, local = sample(fine, to_fine, shape, "border")
-    painted, local = painted[here].numpy(), local[here].numpy()
+    painted, local = sample(fine + 1.0, to_fine, shape)  # beyond the working grid there is air
+    painted, local = painted[here].numpy() - 1.0, local[here].numpy() - 1.0
 
     # the skin: a fraction of the local tissue intensity, as steep as the native voxels can show
     spacing = np.linalg.norm(working_to_native[:3, :3], axis=0) * np.array(anatomy.view.spacing)
-    steep = float(np.clip(np.mean(spacing) / np.mean(anatomy.view.spacing), 1.0, 2.0))
+    steep = float(np.clip((np.mean(spacing) / np.mean(anatomy.view.spacing)) ** STEEPENING, 1.0, 3.0))
     height = np.maximum(local + 1, 1e-3)
     fraction = (painted + 1) / height
     steeper = np.clip((fraction - 0.5) * steep + 0.5, 0.0, 1.0)
@@ -137,6 +139,7 @@ def compose(
     values = scale.restore(painted)
     air = painted < 2 * AIR - 1
     grain = _grain(shape, background.blur, rng)[here.numpy()] * background.noise
+    grain *= np.clip(fraction, 0.0, 1.0)  # noise at full strength would roughen an edge less steep than a real one
     signal = values - scale.low
     quiet = rng.choice(background.air, size=values.shape)
     magnitude = np.abs(signal + grain) + scale.low

@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from .errors import InputError
 from .grid import AslView, axes_matrix, dilate, erode, resample_axes, sample
 from .intensity import RING_MM, IntensityScale
 from .models import DEFAULT, Model
+from .template import Template
 from .volume import Volume
 
 if TYPE_CHECKING:
@@ -39,8 +41,34 @@ log = logging.getLogger(__name__)
 COVER = 2
 """Working-grid voxels: kept tissue is never laid bare, at least this much of what covered it stays tissue."""
 
+CLEFT = 2
+"""Working-grid voxels: half the width of the clefts in the head that count as its inside."""
+
+LIKENESS = -0.3
+"""Correlation of a drawn face's shape with the original's, beyond the average face's, that is not exceeded."""
+DRAWS = 100
+"""Faces drawn at most to find one that is not like the original."""
+
 Progress = Callable[[str, float], None]
 """Called with the stage and how much of the whole is done (0..1); may raise Cancelled."""
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What a face drawn on one scan has to meet, and what it must not be like.
+
+    kept: (R,) where the kept skin lies around the face (`Template.kept_rim`).  shift: (3, A, S, L) voxels, what
+    lets the average face meet it.  own: (N,) mm, how far the original skin lies in front of the average skin
+    (`Template.heights`)."""
+
+    kept: np.ndarray
+    shift: Tensor
+    own: np.ndarray
+
+    @classmethod
+    def of(cls, template: Template, scan: Tensor, region: Tensor, original: Tensor, seen: Tensor) -> Meeting:
+        kept = template.kept_rim(scan.numpy(), region.numpy())
+        return cls(kept, template.meeting(kept), template.heights(original.numpy(), seen.numpy()))
 
 
 @dataclass(frozen=True)
@@ -49,19 +77,22 @@ class WorkingScan:
 
     scan, region: (A, S, L) on the working grid: the defaced scan, -1..1, and the face region (bool).
     cover: bool, the part of the region right on kept tissue that was no air: it must not become air.
-    shift: (3, A, S, L) voxels, what lets the average face meet the kept skin (`Template.meet_skin`), or None.
+    meeting: what the face has to meet, or None where there is no average face to start from.
     to_native: (4, 4) working-grid index -> native ASL index."""
 
     scan: Tensor
     region: Tensor
     cover: Tensor
-    shift: Tensor | None
+    meeting: Meeting | None
     to_native: np.ndarray
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that is the same for every face drawn on one scan."""
+    """All that is the same for every face drawn on one scan.
+
+    fingerprint: of the scan's values; with the seed it decides the face, so that two people who are refaced with
+    the same seed do not get the same face."""
 
     original: Volume
     anatomy: Anatomy
@@ -69,6 +100,7 @@ class Prepared:
     background: Background
     working: WorkingScan
     expected_ml: float
+    fingerprint: int
     seconds: dict[str, float]
 
 
@@ -155,7 +187,6 @@ class Refacer:
         import torch
 
         timer = _Timer(progress)
-        card = self.model.card
         with timer("anatomy", 0.05, 0.5):
             view = AslView.of(volume)
             values = np.ascontiguousarray(view.to_asl(volume.array))
@@ -168,30 +199,90 @@ class Refacer:
             brain_small = torch.from_numpy(resample_axes(anatomy.brain_mask, view.spacing, SPACING) > 0.5)
             ring = dilate(brain_small, round(RING_MM / SPACING)).numpy()
             scale = IntensityScale.measure(small, ring, ~region_small)
-            skin = _solid(small > anatomy.skin)
-            small = np.where(region_small, scale.low, small)
             background = Background.measure(values, anatomy)
         with timer("normalise", 0.65, 0.7):
-            shape = tuple(card["working_grid"]["shape"])
-            to_template = template.affine @ _first(card["working_grid"]["first_voxel"])
+            to_template = template.affine @ _first(self.model.card["working_grid"]["first_voxel"])
             to_native = np.linalg.inv(anatomy.to_template) @ to_template
-            to_small = np.linalg.inv(axes_matrix(view.spacing, SPACING)) @ to_native
-            stacked = np.stack([scale.normalise(small) + 1.0, np.ones_like(small)])
-            scan, _seen = sample(torch.from_numpy(stacked), to_small, shape)
-            inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > 0.25
-            scan = torch.where(inside, torch.full_like(scan, -1.0), scan - 1.0)
-            head = sample(torch.from_numpy(skin.astype(np.float32))[None], to_small, shape, "border")[0] > 0.5
-            cover = head & inside & dilate(head & ~inside, COVER)
-            shift = None
-            if "prior" in card["condition"] and not anatomy.already_defaced:
-                shift = self._cropped_template.meet_skin(head.numpy(), inside.numpy())
+            working = self._working_scan(small, region_share, anatomy, scale, to_native)
         expected = float(np.count_nonzero(template.head & template.face_region))
         expected *= abs(float(np.linalg.det(np.linalg.inv(anatomy.to_template) @ template.affine)))
         expected *= float(np.prod(view.spacing)) / 1000 * anatomy.in_view
         return Prepared(
             original=volume, anatomy=anatomy, scale=scale, background=background, expected_ml=expected,
-            working=WorkingScan(scan, inside, cover, shift, to_native), seconds=timer.seconds,
+            fingerprint=int.from_bytes(hashlib.sha256(values.data).digest()[:8], "big"),
+            working=working, seconds=timer.seconds,
         )  # fmt: skip
+
+    def with_region(self, prepared: Prepared, face_region: np.ndarray) -> Prepared:
+        """The same scan with a face region corrected by hand; the anatomy is not done again.
+
+        face_region: bool (I, J, K). Brain voxels never get into it: those that were painted are left out. They are
+        worth a warning, and so is tissue that was taken out of the region and therefore keeps the original.
+        Raises InputError where it has another shape, is empty, or has tissue beyond what the generator sees."""
+        found, working, original = prepared.anatomy, prepared.working, prepared.original
+        if face_region.shape != original.shape:
+            raise InputError("The edited face region has other voxels than the scan; edit it on the scan itself.")
+        view, warnings = found.view, list(found.warnings)
+        painted = np.ascontiguousarray(view.to_asl(face_region))
+        region = painted & ~found.brain_mask
+        if not region.any():
+            raise InputError("The edited face region is empty; paint the face outside the brain.")
+        values = np.ascontiguousarray(view.to_asl(original.array))
+        added = region & ~found.face_region & (values > found.skin)
+        at = _indices(added, np.linalg.inv(working.to_native))
+        if ((at < -0.5) | (at > np.array(working.scan.shape) - 0.5)).any():
+            raise InputError("The edited face region reaches too far back, up or down; keep it to the face.")
+        voxel_ml = float(np.prod(original.spacing)) / 1000
+        if in_brain := np.count_nonzero(painted & found.brain_mask):
+            warnings.append(f"{in_brain} brain voxels were taken out of the edited face region.")
+        if kept := np.count_nonzero(found.face_region & ~region & (values > found.skin)):
+            warnings.append(f"{kept * voxel_ml:.1f} ml of the face were taken out by hand and keep the original.")
+        anatomy = replace(found, face_region=region, warnings=tuple(warnings))
+
+        larger = self._average_tissue(anatomy) / max(self._average_tissue(found), 1)
+        small = resample_axes(values, view.spacing, SPACING)
+        region_share = resample_axes(region, view.spacing, SPACING)
+        return replace(
+            prepared,
+            anatomy=anatomy,
+            working=self._working_scan(small, region_share, anatomy, prepared.scale, working.to_native),
+            expected_ml=prepared.expected_ml * larger,
+        )
+
+    def _average_tissue(self, anatomy: Anatomy) -> int:
+        """How many voxels of the face region are tissue in the average head."""
+        template = self.model.template
+        matrix = np.linalg.inv(template.affine) @ anatomy.to_template
+        at = np.rint(_indices(anatomy.face_region, matrix)).astype(int)
+        at = at[((at >= 0) & (at < template.head.shape)).all(axis=1)]
+        return int(np.count_nonzero(template.head[tuple(at.T)]))
+
+    def _working_scan(
+        self,
+        small: np.ndarray,
+        region_share: np.ndarray,
+        anatomy: Anatomy,
+        scale: IntensityScale,
+        to_native: np.ndarray,
+    ) -> WorkingScan:
+        """The scan as the generator sees it. small, region_share: real values of the scan, and how much of a
+        voxel is face region (0..1), on the 2 mm grid along the scan's axes."""
+        import torch
+
+        card = self.model.card
+        shape = tuple(card["working_grid"]["shape"])
+        emptied = np.where(region_share > 0.5, scale.low, small)
+        to_small = np.linalg.inv(axes_matrix(anatomy.view.spacing, SPACING)) @ to_native
+        scans = [scale.normalise(emptied) + 1.0, scale.normalise(small) + 1.0, np.ones_like(small)]
+        defaced, original, seen = sample(torch.from_numpy(np.stack(scans)), to_small, shape)
+        inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > 0.25
+        scan = torch.where(inside, torch.full_like(defaced, -1.0), defaced - 1.0)
+        head = _solid(original > float(scale.normalise(np.array([anatomy.skin]))[0]) + 1.0)
+        cover = head & inside & dilate(head & ~inside, COVER)
+        meeting = None
+        if "prior" in card["condition"] and not anatomy.already_defaced:
+            meeting = Meeting.of(self._cropped_template, scan, inside, original - 1.0, seen > 0.99)
+        return WorkingScan(scan, inside, cover, meeting, to_native)
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
         """The scan with its face region emptied, everything else bit-identical."""
@@ -229,7 +320,7 @@ class Refacer:
             composed = compose(
                 face, prepared.working.scan, prepared.working.region, prepared.working.cover,
                 prepared.working.to_native, anatomy,
-                prepared.scale, prepared.background, np.random.default_rng([seed, 1]),
+                prepared.scale, prepared.background, np.random.default_rng([seed, prepared.fingerprint, 1]),
             )  # fmt: skip
             stored = original.stored.copy()
             lowest, highest = original.stored.min(), original.stored.max()
@@ -284,9 +375,8 @@ class Refacer:
         names = card["condition"]
         channels = {"defaced": working.scan, "face_region": working.region.float()}
         if "prior" in names:
-            code = np.random.default_rng([seed, 0]).standard_normal(self.model.template.modes_count)
-            code *= float(card["shape_spread"])
-            channels["prior"] = self._cropped_template.prior(code, working.shift)
+            shift = None if working.meeting is None else working.meeting.shift
+            channels["prior"] = self._cropped_template.prior(self._shape(prepared, seed), shift)
         condition = torch.stack([channels[name] for name in names])[None]
         generator = self.model.generator
         for device in dict.fromkeys([self.device, torch.device("cpu")]):
@@ -295,17 +385,35 @@ class Refacer:
             try:
                 generator.to(device)
                 with torch.inference_mode(), bfloat16(device):
-                    return tiling.apply(
+                    face = tiling.apply(
                         lambda block, device=device: generator(block.to(device)),  # type: ignore[misc]
                         condition, tuple(card["sub_volume"]["shape"]), float(card["sub_volume"]["overlap"]),
                         working.region,
                     )[0, 0]  # fmt: skip
+                meeting = working.meeting
+                return self._cropped_template.met(face, meeting.kept) if meeting else face
             except torch.OutOfMemoryError:
                 message = f"The memory of {device} did not suffice; the face was drawn on the processor."
                 log.warning(message)
                 self.warnings.append(message)
                 self.device = torch.device("cpu")
         raise InputError("The memory did not suffice to draw a face; close programs and try again.")
+
+    def _shape(self, prepared: Prepared, seed: int) -> np.ndarray:
+        """The code of a random face that is not like the original's: the first drawn whose likeness is below
+        `LIKENESS`, or the least alike of `DRAWS`."""
+        template, meeting = self._cropped_template, prepared.working.meeting
+        random = np.random.default_rng([seed, prepared.fingerprint])
+        found, least = None, np.inf
+        for _ in range(DRAWS if meeting else 1):
+            code = random.standard_normal(template.modes_count) * float(self.model.card["shape_spread"])
+            likeness = template.likeness(code, meeting.own) if meeting else -np.inf
+            if likeness < least:
+                found, least = code, likeness
+            if least < LIKENESS:
+                break
+        assert found is not None
+        return found
 
     @cached_property
     def _cropped_template(self) -> Any:
@@ -314,14 +422,19 @@ class Refacer:
         return self.model.template.crop(spans)  # type: ignore[arg-type]
 
 
-def _solid(tissue: np.ndarray) -> np.ndarray:
-    """The head without its hollows: tissue (bool), closed by 8 mm of the 2 mm grid and filled."""
+def _solid(tissue: Tensor) -> Tensor:
+    """The head without its hollows: tissue (bool), its clefts of up to 8 mm closed, and filled."""
     import torch
     from scipy import ndimage
 
-    closed = erode(dilate(torch.from_numpy(tissue), 4), 4)
-    filled: np.ndarray = ndimage.binary_fill_holes(closed.numpy())
-    return filled
+    return torch.from_numpy(ndimage.binary_fill_holes(erode(dilate(tissue, CLEFT), CLEFT).numpy()))
+
+
+def _indices(mask: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Where a 4x4 index map leads the True voxels of a mask (A, S, L): (N, 3)."""
+    index = np.argwhere(mask)
+    result: np.ndarray = index @ matrix[:3, :3].T + matrix[:3, 3]
+    return result
 
 
 def _first(voxel: list[int]) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 Template space is RAS+ in mm with the orientation and origin of MNI152 and the size of the average training
 head. Arrays lie on the template grid: 2 mm, axes Anterior, Superior, Left. A face shape is a short code of
-independent standard normal numbers, one for each mode of the shape model (a principal component analysis of
-the displacements that carry the average head onto each training head and its mirror image). Drawn at random,
-it is the shape of nobody; this is where the variety of the faces comes from, and not from the scan.
+independent standard normal numbers, one for each mode of two shape models, each a principal component analysis
+over the training heads and their mirror images: the displacements that carry the average head onto a head
+(build, length and width of the face), and then the relief, how far the skin of the head lies in front of the
+average skin so carried (eyelids, bridge of the nose, lips). Drawn at random, a code is the shape of nobody;
+this is where the variety of the faces comes from, and not from the scan.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,10 +24,27 @@ if TYPE_CHECKING:
 MODE_SPACING = 4
 """The modes lie on a grid this many times coarser than the template grid."""
 
-MEETING = 3.0
-"""Voxels; the average skin is moved this far at most to meet the scan's own."""
-MEETING_SIGMA = 5.0
-"""Voxels; how smoothly the average skin is led to the scan's own at the end of the face region."""
+RELIEF_DEPTH = 6.0
+"""Voxels below the skin over which what lies there follows its relief."""
+RELIEF_HEIGHT = (3.0, 4.0)
+"""Voxels above the skin up to which the air follows its relief, and over which that fades beyond."""
+RELIEF_POINTS = 4
+"""Skin points that a voxel follows, the nearer the more."""
+
+SKIN_LEVEL = -0.6
+"""Skin: where a scan normalised to -1..1 falls below this on the way out."""
+REACH, STEP = 5.0, 0.25
+"""Voxels: skin is looked for this far from the average skin along its normal, in steps of."""
+
+RIM = (1, 4)
+"""Voxels outside the face region between which its skin is the rim: kept skin that painted skin has to meet."""
+RIM_REACH = 10.0
+"""Voxels: the skin of the rim is looked for this far from the average skin."""
+MEETING_WIDE, MEETING_NARROW = (5.0, 15.0), (1.5, 6.0)
+"""Voxels: over how much of the rim the skins on both sides are compared, and how far into the face what they
+differ by is led on; first in the large, then what that leaves."""
+RIM_POINTS = 4
+"""Points of the rim that a voxel follows."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,8 @@ class Template:
     voxel (0 at the border to kept tissue).
     modes: (K, 3, a, s, l) and mode_mean: (3, a, s, l) displacements in RAS mm: the face of code c at y shows
     the average head at y + weight * (mode_mean + sum c_k modes_k)(y).
+    relief_points: (N, 3) index of points on the average skin, A, S, L.  relief_modes: (M, N) mm by which the skin
+    lies in front of those points, along its normal; multiplied by `weight` likewise.
     """
 
     affine: np.ndarray
@@ -49,6 +70,8 @@ class Template:
     weight: np.ndarray
     modes: np.ndarray
     mode_mean: np.ndarray
+    relief_points: np.ndarray
+    relief_modes: np.ndarray
 
     @classmethod
     def read(cls, path: Path | IO[bytes]) -> Template:
@@ -60,7 +83,8 @@ class Template:
 
     @property
     def modes_count(self) -> int:
-        return int(self.modes.shape[0])
+        """The length K + M of a code: first the modes of the displacement, then those of the relief."""
+        return len(self.modes) + len(self.relief_modes)
 
     def crop(self, spans: tuple[slice, slice, slice]) -> Template:
         """The part of the template grid a working grid covers; starts and stops are multiples of 4."""
@@ -73,38 +97,122 @@ class Template:
             affine=affine,
             modes=self.modes[(slice(None), slice(None), *coarse)],
             mode_mean=self.mode_mean[(slice(None), *coarse)],
+            relief_points=self.relief_points - first.astype(np.float32),
+            relief_modes=self.relief_modes,
             **{name: getattr(self, name)[spans] for name in names},
         )
 
     def displacement(self, code: np.ndarray, with_mean: bool = True) -> Tensor:
         """The displacement of a face of shape `code` (K,): tensor (3, A, S, L) in voxels along A, S, L,
-        already multiplied by `weight`. Without the mean: how it differs from the average face."""
+        already multiplied by `weight`, without the relief. Without the mean: how it differs from the average."""
         modes = self.modes.reshape(len(self.modes), -1).astype(np.float32)
         field = (np.asarray(code, np.float32) @ modes).reshape(self.mode_mean.shape)
         return self.weighted(field + self.mode_mean if with_mean else field)
 
-    def weighted(self, field: np.ndarray) -> Tensor:
+    def weighted(self, field: np.ndarray, reach: float = 1.0) -> Tensor:
         """A displacement field (3, a, s, l) in RAS mm, on a coarser grid over the same space, as tensor
-        (3, A, S, L) in voxels along A, S, L, multiplied by `weight`."""
+        (3, A, S, L) in voxels along A, S, L, multiplied by `weight`, or by 1 where that is above `reach`."""
         import torch
         from torch.nn import functional
 
         to_voxels = np.linalg.inv(self.affine[:3, :3]).astype(np.float32)
         coarse = torch.from_numpy(np.tensordot(to_voxels, field.astype(np.float32), 1))[None]
         full = functional.interpolate(coarse, size=self.mean.shape, mode="trilinear", align_corners=False)[0]
-        return full * torch.from_numpy(self.weight.astype(np.float32))
+        return full * torch.from_numpy((self.weight.astype(np.float32) / reach).clip(0, 1))
 
     def prior(self, code: np.ndarray, shift: Tensor | None = None) -> Tensor:
-        """The average head with a face of shape `code` (K,): tensor (A, S, L), -1 to 1. `shift` (3, A, S, L) in
-        voxels is added to the displacement: see `meet_skin`."""
+        """The average head with a face of shape `code` (K + M,): tensor (A, S, L), -1 to 1. `shift` (3, A, S, L)
+        in voxels is added to the displacement: see `meeting`."""
+        count = len(self.modes)
+        displacement = self.displacement(code[:count])
+        heights = np.asarray(code[count:], np.float32) @ self.relief_modes.astype(np.float32)
+        return self.shaped(displacement if shift is None else displacement + shift, heights)
+
+    def shaped(self, displacement: Tensor, heights: np.ndarray) -> Tensor:
+        """The average head whose skin is raised by `heights` (N,) mm at the skin points and then moved by a
+        displacement (3, A, S, L) in voxels: tensor (A, S, L), -1 to 1."""
         import torch
 
         mean = torch.from_numpy(self.mean.astype(np.float32))
-        displacement = self.displacement(code)
-        return warp(mean[None], displacement if shift is None else displacement + shift)[0]
+        return warp(mean[None], displacement + warp(self.raised(heights), displacement))[0]
+
+    def raised(self, heights: np.ndarray) -> Tensor:
+        """The displacement (3, A, S, L) in voxels that raises the average skin by `heights` (N,) mm."""
+        import torch
+
+        voxels, points, shares, direction = self._relief
+        field = np.zeros((3, self.mean.size), np.float32)
+        field[:, voxels] = -(heights[points] * shares).sum(axis=1) / self.spacing * direction
+        return torch.from_numpy(field.reshape(3, *self.mean.shape))
 
     @cached_property
-    def _skin(self) -> tuple[np.ndarray, np.ndarray]:
+    def _relief(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """How the voxels near the skin follow it: their flat index (n,), the skin points each follows (n, 4) and
+        how much (n, 4), and the outward normal there, faded away from the skin and at kept tissue (3, n)."""
+        from scipy.spatial import cKDTree
+
+        average, _ = self.skin
+        weight = self.weight.astype(np.float32)
+        low, (above, fade) = -2 * RELIEF_DEPTH, RELIEF_HEIGHT
+        voxels = np.flatnonzero((weight > 0) & (average > low) & (average < above + 2 * fade))
+        index = np.stack(np.unravel_index(voxels, self.mean.shape), axis=1)
+        points = self.relief_points.astype(np.float32)
+        distance, nearest = cKDTree(points).query(index, min(RELIEF_POINTS, len(points)))
+        shares = np.exp(-0.5 * distance**2) + 1e-9
+        shares /= shares.sum(axis=1, keepdims=True)
+        away, outside = distance[:, 0], average.ravel()[voxels] >= 0
+        follows = np.where(
+            outside,
+            np.exp(-((np.maximum(away - above, 0) / fade) ** 2)),
+            np.exp(-((away / RELIEF_DEPTH) ** 2)),
+        )
+        outward = self.relief_normals.T[:, nearest]
+        direction = (outward * shares).sum(axis=-1) * follows * weight.ravel()[voxels]
+        return voxels, nearest, shares.astype(np.float32), direction.astype(np.float32)
+
+    @cached_property
+    def relief_normals(self) -> np.ndarray:
+        """The outward normals (N, 3) of the average skin at the relief points."""
+        return _unit(self.skin[1][:, *np.rint(self.relief_points).astype(int).T].T)
+
+    @cached_property
+    def _profiles(self) -> np.ndarray:
+        """How far the mean displacement, then each mode of displacement and of relief, raises the skin at the
+        relief points: (1 + K + M, N) mm."""
+        fields = np.concatenate([self.mode_mean[None], self.modes]).astype(np.float32)
+        at = (self.relief_points + 0.5) / MODE_SPACING - 0.5
+        moved = trilinear(fields.reshape(-1, *fields.shape[2:]), at).reshape(len(fields), 3, -1)
+        outward = self.affine[:3, :3] / self.spacing @ self.relief_normals.T
+        raised = np.concatenate([-(moved * outward).sum(axis=1), self.relief_modes.astype(np.float32)])
+        return (raised * self._relief_weight).astype(np.float32)
+
+    @cached_property
+    def _relief_weight(self) -> np.ndarray:
+        return self.weight[*np.rint(self.relief_points).astype(int).T].astype(np.float32)
+
+    def heights(self, image: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """How far the skin of a head (A, S, L), -1..1, lies in front of the average skin: (N,) mm, NaN where it
+        is not seen or not `valid`."""
+        return heights(image, valid, self.relief_points, self.relief_normals) * self.spacing
+
+    def likeness(self, code: np.ndarray, heights: np.ndarray) -> float:
+        """How alike a face of shape `code` (K + M,) and a head are, whose skin lies `heights` (N,) mm in front of
+        the average skin (NaN: not seen): the correlation of what both differ from the average face by where
+        random shapes may, -1 to 1."""
+        seen = np.isfinite(heights)
+        one = (np.asarray(code, np.float32) @ self._profiles[1:])[seen]
+        other = (heights * self._relief_weight - self._profiles[0])[seen]
+        if len(other) < 2:
+            return 0.0
+        return float(np.corrcoef(one, other)[0, 1])
+
+    @property
+    def spacing(self) -> float:
+        """mm between voxels of the template grid."""
+        return float(np.linalg.norm(self.affine[:3, 0]))
+
+    @cached_property
+    def skin(self) -> tuple[np.ndarray, np.ndarray]:
         """Distance to the average skin (A, S, L) and its direction (3, A, S, L), in voxels."""
         from scipy import ndimage
 
@@ -113,24 +221,38 @@ class Template:
         normal /= np.maximum(np.linalg.norm(normal, axis=0), 1e-3)
         return average, normal
 
-    def meet_skin(self, head: np.ndarray, region: np.ndarray) -> Tensor:
-        """The displacement (3, A, S, L) in voxels that lets the average skin meet the scan's own skin where the
-        face region ends, and fades towards the middle of the face.
+    @cached_property
+    def _rim(self) -> _Rim:
+        return _Rim.of(self)
 
-        head, region: bool (A, S, L), inside the scan's skin, and its face region. Only distances to the skin in a
-        band just outside the region are used, which the refaced scan keeps anyway."""
+    def rim_heights(self, image: np.ndarray) -> np.ndarray:
+        """How far the skin of an image (A, S, L), -1..1, lies in front of the average skin at the points of the
+        rim, in voxels: NaN where there is none."""
+        rim = self._rim
+        return heights(image, np.ones_like(image), rim.points, rim.normals, RIM_REACH)
+
+    def kept_rim(self, scan: np.ndarray, region: np.ndarray) -> np.ndarray:
+        """The same of a defaced scan (A, S, L), -1..1, where its face region (bool) has left the skin."""
+        from scipy.ndimage import binary_dilation
+
+        emptied = binary_dilation(region)[*self._rim.points.astype(int).T]
+        return np.where(emptied, np.nan, self.rim_heights(scan))
+
+    def meeting(self, kept: np.ndarray) -> Tensor:
+        """The displacement (3, A, S, L) in voxels that lets the average face meet the kept skin: `kept_rim`."""
         import torch
-        from scipy import ndimage
 
-        average, normal = self._skin
-        own = _distance(head)
-        band = ndimage.binary_dilation(region, iterations=3) & ~region & (np.abs(own) < 4) & (np.abs(average) < 8)
-        amount = ndimage.gaussian_filter(
-            np.where(band, (own - average).clip(-MEETING, MEETING), 0.0), MEETING_SIGMA
-        )
-        amount /= np.maximum(ndimage.gaussian_filter(band.astype(np.float32), MEETING_SIGMA), 1e-4)
-        amount *= 1.0 - self.weight.astype(np.float32)
-        return torch.from_numpy((normal * amount).astype(np.float32))
+        shift = torch.zeros(3, *self.mean.shape)
+        code = np.zeros(self.modes_count)
+        for window in (MEETING_WIDE, MEETING_NARROW):
+            missed = kept - self.rim_heights(self.prior(code, shift).numpy())
+            shift = shift + self._rim.led_on(missed, window, self.mean.shape)
+        return shift
+
+    def met(self, face: Tensor, kept: np.ndarray) -> Tensor:
+        """A generated face (A, S, L) with its skin moved near the rim, so that it meets the kept skin."""
+        missed = kept - self.rim_heights(face.float().numpy())
+        return warp(face[None], self._rim.led_on(missed, MEETING_NARROW, self.mean.shape))[0]
 
     def sample(self, array: np.ndarray, coordinates: Tensor) -> Tensor:
         """Trilinear values of an array (A, S, L) of the template grid at template points (..., 3) in RAS mm."""
@@ -147,6 +269,73 @@ class Template:
             source, grid.reshape(1, -1, 1, 1, 3), align_corners=True, padding_mode="border"
         )
         return values.reshape(lead)
+
+
+@dataclass(frozen=True)
+class _Rim:
+    """The kept skin of the average head right outside the face region.
+
+    points, normals: (R, 3) in voxels.  between: (R, R) distances up to what `MEETING_WIDE` needs (sparse).
+    voxels: flat index (n,) of those that may follow; nearest, shares: (n, 4) the points each follows and how much;
+    away: (n,) voxels to the rim; outward: (3, n)."""
+
+    points: np.ndarray
+    normals: np.ndarray
+    between: Any
+    voxels: np.ndarray
+    nearest: np.ndarray
+    shares: np.ndarray
+    away: np.ndarray
+    outward: np.ndarray
+
+    @classmethod
+    def of(cls, template: Template) -> _Rim:
+        from scipy.ndimage import binary_dilation
+        from scipy.spatial import cKDTree
+
+        average, normal = template.skin
+        inner, outer = (binary_dilation(template.face_region, iterations=count) for count in RIM)
+        points = np.argwhere(outer & ~inner & (average < 0) & (average > -1.01))
+        tree = cKDTree(points)
+        widest, reach = MEETING_WIDE
+        near = (average > -reach) & (average < RIM_REACH + 2) & binary_dilation(outer, iterations=2)
+        voxels = np.flatnonzero(near)
+        index = np.stack(np.unravel_index(voxels, average.shape), axis=1)
+        distance, nearest = tree.query(index, RIM_POINTS, distance_upper_bound=reach)
+        found = np.isfinite(distance).all(axis=1)
+        voxels, distance, nearest = voxels[found], distance[found], nearest[found]
+        shares = np.exp(-0.5 * (distance**2 - distance[:, :1] ** 2))
+        return cls(
+            points=points.astype(np.float64),
+            normals=_unit(normal[:, *points.T].T),
+            between=tree.sparse_distance_matrix(tree, 2.5 * widest, output_type="coo_matrix").tocsr(),
+            voxels=voxels,
+            nearest=nearest,
+            shares=(shares / shares.sum(axis=1, keepdims=True)).astype(np.float32),
+            away=distance[:, 0].astype(np.float32),
+            outward=_unit(normal.reshape(3, -1)[:, voxels].T).T.astype(np.float32),
+        )
+
+    def led_on(self, missed: np.ndarray, window: tuple[float, float], shape: tuple[int, ...]) -> Tensor:
+        """The displacement (3, A, S, L) that raises the skin by what is `missed` (R,) voxels at the rim, averaged
+        and led on as `window` says."""
+        import torch
+
+        sigma, reach = window
+        known = np.isfinite(missed).astype(np.float64)
+        share = self.between.copy()
+        share.data = np.exp(-0.5 * (share.data / sigma) ** 2)
+        total = share @ np.nan_to_num(missed) + np.nan_to_num(missed)  # the matrix leaves out distance 0
+        mean = (total / np.maximum(share @ known + known, 1e-6)).astype(np.float32)
+        ratio = np.clip(self.away / reach, 0, 1)
+        amount = (mean[self.nearest] * self.shares).sum(axis=1) * (1 - ratio**2 * (3 - 2 * ratio))
+        field = np.zeros((3, int(np.prod(shape))), np.float32)
+        field[:, self.voxels] = -amount * self.outward
+        return torch.from_numpy(field.reshape(3, *shape))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-3))
 
 
 def _distance(inside: np.ndarray) -> np.ndarray:
@@ -167,3 +356,29 @@ def warp(images: Tensor, displacement: Tensor) -> Tensor:
     size = torch.tensor(images.shape[1:], dtype=torch.float32).reshape(3, 1, 1, 1)
     grid = (2 * index / (size - 1) - 1).flip(0).permute(1, 2, 3, 0)[None]
     return functional.grid_sample(images[None], grid, align_corners=True, padding_mode="border")[0]
+
+
+def trilinear(images: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Trilinear values of images (C, A, S, L) at points (N, 3) in voxels: (C, N)."""
+    from scipy.ndimage import map_coordinates
+
+    return np.stack([map_coordinates(image, at.T, order=1, mode="nearest") for image in images])
+
+
+def heights(
+    image: np.ndarray, valid: np.ndarray, at: np.ndarray, outward: np.ndarray, reach: float = REACH
+) -> np.ndarray:
+    """How far along `outward` (N, 3) from the points `at` (N, 3) the image (A, S, L), -1..1, falls below
+    `SKIN_LEVEL`, in voxels (N,): the crossing nearest to the point, NaN where there is none within `reach` or
+    where it is not valid (bool, A, S, L)."""
+    steps = np.arange(-reach, reach + STEP / 2, STEP)
+    along = at[:, None] + steps[None, :, None] * outward[:, None]
+    values = trilinear(image.astype(np.float32)[None], along.reshape(-1, 3)).reshape(len(at), -1)
+    inner, outer = values[:, :-1], values[:, 1:]
+    crossing = steps[:-1] + (inner - SKIN_LEVEL) / np.maximum(inner - outer, 1e-6) * STEP
+    away = np.where((inner > SKIN_LEVEL) & (outer <= SKIN_LEVEL), np.abs(crossing), np.inf)
+    nearest = away.argmin(axis=1)
+    rows = np.arange(len(at))
+    height = crossing[rows, nearest]
+    seen = trilinear(valid.astype(np.float32)[None], at + height[:, None] * outward)[0] > 0.99
+    return np.where(np.isfinite(away[rows, nearest]) & seen, height, np.nan)

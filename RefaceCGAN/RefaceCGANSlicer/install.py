@@ -1,7 +1,8 @@
 """What the engine's Python lacks, and its installation into Slicer's own Python: asked first, never at import.
 
 PyTorch comes by the PyTorch extension, which knows the graphics card; the rest, which requirements.txt names, by
-Slicer's own pip. Slicer brings along numpy, scipy and SimpleITK. Another Python is the user's: nothing is installed into it.
+Slicer's own pip. Slicer brings along numpy, scipy and SimpleITK. Another Python is the user's: nothing is
+installed into it.
 """
 
 from __future__ import annotations

@@ -167,6 +167,7 @@ class Story:
     def test_06_judge_and_save(self) -> None:
         """What the eye found goes to the node and into the report; the files hold the refaced scan alone."""
         from RefaceCGANLib.volume import Volume
+
         from RefaceCGANSlicer.sections import FORMATS
 
         suffix = ".nii.gz" if importlib.util.find_spec("nibabel") else ".nrrd"  # Slicer's own Python may lack it

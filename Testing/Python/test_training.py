@@ -69,14 +69,24 @@ def small_template() -> Template:
         weight=front.astype(np.float16),
         modes=rng.standard_normal((4, 3, *coarse)).astype(np.float16),
         mode_mean=np.zeros((3, *coarse), np.float16),
+        relief_points=skin(10),
+        relief_modes=rng.standard_normal((2, len(skin(10)))).astype(np.float16),
     )
+
+
+def skin(radius: float) -> np.ndarray:
+    """Points on the front of the ball."""
+    directions = np.random.default_rng(2).standard_normal((60, 3))
+    directions[:, 0] = np.abs(directions[:, 0]) + 0.3
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return ((np.array(SHAPE) - 1) / 2 + radius * directions).astype(np.float32)
 
 
 def small_head(name: str = "one") -> WorkingHead:
     rng = np.random.default_rng(1)
     image = np.where(ball(10), rng.uniform(-0.5, 1.0, SHAPE), -1.0).astype(np.float16)
     shape = rng.standard_normal((3, *(n // 4 for n in SHAPE))).astype(np.float16)
-    return WorkingHead(name, image, np.ones(SHAPE, bool), ball(6), shape)
+    return WorkingHead(name, image, np.ones(SHAPE, bool), ball(6), shape, relief=np.zeros((2, 60), np.float16))
 
 
 def small_networks(seed: int = 0) -> tuple[Generator, Discriminator]:
@@ -169,7 +179,7 @@ class TestExamples:
         template, plain = small_template(), small_head()
         marked = WorkingHead(
             "marked", np.where(plain.brain, 1.0, -1.0).astype(np.float16), plain.valid, plain.brain,
-            plain.shape,
+            plain.shape, plain.relief,
         )  # fmt: skip
         made = example(marked, template, np.random.default_rng(seed))
         brain = made.target > 0  # the brain alone is bright, and it moved with the scan
@@ -180,7 +190,7 @@ class TestExamples:
         plain = small_head()
         valid = plain.valid.copy()
         valid[-4:] = False
-        cut = WorkingHead("cut", plain.image, valid, plain.brain, plain.shape)
+        cut = WorkingHead("cut", plain.image, valid, plain.brain, plain.shape, plain.relief)
         made = example(cut, small_template(), np.random.default_rng(0))
         assert made.region[:, :, -1].sum() == 0
         assert made.loss_region[:, :, -1].sum() == 0
@@ -385,7 +395,7 @@ class TestConfig:
         head = small_head()
         np.savez(
             tmp_path / "heads" / "one.npz", image=head.image, valid=head.valid, brain=head.brain,
-            shape=head.shape,
+            shape=head.shape, relief=head.relief,
         )  # fmt: skip
         return tmp_path
 
@@ -606,7 +616,10 @@ class TestTemplate:
         face = (template.head & template.face_region).sum() * 0.008
         assert 200 < face < 1500  # ml
         assert (template.brain > 0.5)[template.face_region].mean() < 0.02
-        assert template.modes.shape == (3, 3, 32, 32, 24)  # two heads and their mirror images
+        assert template.modes.shape == (3, 3, 32, 34, 24)  # two heads and their mirror images
+        assert len(template.relief_points) > 3000
+        assert template.relief_modes.shape == (3, len(template.relief_points))
+        assert 0.3 < template.relief_modes.std() < 3  # mm
         cropped = template.crop(building.WORKING_SPANS)
         for name, group in wanted:
             prepared = PreparedHead.read(tmp_path / "prepared" / group / f"{name}.npz")

@@ -20,6 +20,7 @@ class WorkingHead:
 
     image: -1 to 1 by the intensity rule.  valid: bool, inside the field of view and free of defects.
     brain: bool.  shape: (3, A/2, S/2, L/2) RAS mm, the displacement that gives the average head this face.
+    relief: (2, N) mm, how far its skin, and that of its mirror image, lies in front of the average skin so moved.
     """
 
     name: str
@@ -27,6 +28,7 @@ class WorkingHead:
     valid: np.ndarray
     brain: np.ndarray
     shape: np.ndarray
+    relief: np.ndarray
 
     @classmethod
     def read(cls, path: Path) -> WorkingHead:
@@ -67,15 +69,15 @@ def example(head: WorkingHead, template: Template, rng: np.random.Generator) -> 
     """
     arrays = [head.image.astype(np.float32), head.valid.astype(np.float32), head.brain.astype(np.float32)]
     scan = torch.from_numpy(np.stack(arrays))
-    own = head.shape.astype(np.float32)
-    if rng.random() < 0.5:
+    own, mirrored = head.shape.astype(np.float32), int(rng.random() < 0.5)
+    if mirrored:
         scan, own = scan.flip(3), own[..., ::-1] * np.array([-1, 1, 1], np.float32).reshape(3, 1, 1, 1)
     shape = tuple(scan.shape[1:])
 
-    code = rng.standard_normal(template.modes_count) * float(rng.choice([0.0, 0.6, 1.0]))
+    code = rng.standard_normal(len(template.modes)) * float(rng.choice([0.0, 0.6, 1.0, 1.5]))
     difference = template.displacement(code, with_mean=False)
-    average = torch.from_numpy(template.mean.astype(np.float32))[None]
-    prior = warp(average, template.weighted(own) + difference)[0]
+    prior = template.shaped(template.weighted(own), head.relief[mirrored].astype(np.float32))
+    prior = warp(prior[None], difference)[0]
     turn = rotation(rng.normal(0, np.radians(2.0), 3)) @ np.diag(np.exp(rng.normal(0, 0.02, 3)))
     centre = torch.tensor([(n - 1) / 2 for n in shape]).reshape(3, 1, 1, 1)
     axes = [torch.arange(n, dtype=torch.float32) for n in shape]

@@ -4,6 +4,7 @@
     -> average -> demons to it -> sharper, unbiased average -> demons to it
     -> per head the affine map that fits its demons map best, and what that map leaves: the shape of its face
     -> our template space -> sharp average -> face region -> principal components of the shapes
+    -> what the shapes leave over at the skin, the relief of each head -> principal components of the reliefs
 
 On the way the heads are prepared for the other two trainings: for the anatomy network (`PreparedHead`: brain
 labels and template coordinates) and for the generator (`WorkingHead`: the head on the working grid).
@@ -20,7 +21,7 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,6 +34,7 @@ from ..grid import AslView, axes_matrix, resample_axes, sample
 from ..intensity import RING_MM, IntensityScale
 from ..template import MODE_SPACING, Template, warp
 from ..volume import Volume
+from .relief import Relief, relief_modes, skin_points
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -42,10 +44,10 @@ log = logging.getLogger(__name__)
 
 TEMPLATE_SCALE = (1 / 1.09, 1 / 1.08, 1 / 1.21)
 """Reference mm -> template mm along x, y, z: the mean size of the training heads against the reference."""
-GRID_SHAPE = (128, 128, 96)
-GRID_AFFINE = np.array([[0, 0, -2, 95], [2, 0, 0, -130], [0, 2, 0, -150], [0, 0, 0, 1.0]])
+GRID_SHAPE = (128, 136, 96)
+GRID_AFFINE = np.array([[0, 0, -2, 95], [2, 0, 0, -130], [0, 2, 0, -166], [0, 0, 0, 1.0]])
 """The template grid: shape (A, S, L) and index -> template RAS mm. Its middle plane along L is x = 0."""
-WORKING_SPANS = (slice(32, 128), slice(0, 96), slice(0, 96))
+WORKING_SPANS = (slice(32, 128), slice(4, 100), slice(0, 96))
 """The part of the template grid that is the working grid of the generator."""
 SPACING = 2.0
 """mm; of the template grid, and of the prepared heads along their own axes."""
@@ -83,8 +85,8 @@ SEEN_BY = 0.4
 """Lower slices seen by a smaller fraction of the heads repeat the lowest one that is seen by more."""
 HEAD_LEVEL = 0.28
 """Skin of the average head, in units of the median intensity of the brain."""
-SEAM_MM = 14.0
-"""Over this distance from kept tissue the weight of a random shape rises from 0 to 1."""
+SEAM_MM, DEEP_MM = 24.0, 10.0
+"""Over this distance from kept skin, and from kept tissue below, the weight of a random shape rises to 1."""
 INVERSE_ITERATIONS = 8
 
 
@@ -148,17 +150,18 @@ def build_template(heads: list[HeadFiles], reference: Path, folder: Path, worker
         _each(_prepare, members, folder / "prepared" / group, workers, affine, fine, second)
     _each(_align, heads, aligned, workers, folder / "prepared", affine, fine, second)
 
-    path = folder / "template.npz"
-    if not path.exists():
-        part = path.with_suffix(".part.npz")
-        _template([head.name for head in heads if head.average], aligned).write(part)
-        part.replace(path)
-    template = Template.read(path)
+    without_relief, path = stages / "template.npz", folder / "template.npz"
+    if not without_relief.exists():
+        _write(_template([head.name for head in heads if head.average], aligned), without_relief)
     faces = [head for head in heads if head.face != "spoilt"]
     for group in sorted({head.group for head in faces}):
         members = [head for head in faces if head.group == group]
-        _each(_working, members, folder / "working" / group, workers, aligned, path)
-    return template
+        _each(_working, members, folder / "working" / group, workers, aligned, without_relief)
+    if not path.exists():
+        reliefs = [_read(folder / "working" / head.group, head.name)["relief"] for head in faces if head.average]
+        modes = relief_modes(np.concatenate(reliefs).astype(np.float32)).astype(np.float16)
+        _write(replace(Template.read(without_relief), relief_modes=modes), path)
+    return Template.read(path)
 
 
 # ---------------------------------------------------------------- files and processes
@@ -204,6 +207,12 @@ def _save(path: Path, **arrays: Any) -> None:
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         np.savez_compressed(file, **arrays)
+    part.replace(path)
+
+
+def _write(template: Template, path: Path) -> None:
+    part = path.with_suffix(".part.npz")
+    template.write(part)
     part.replace(path)
 
 
@@ -626,9 +635,10 @@ def _template(names: list[str], aligned: Path) -> Template:
     region, window = _face_region(head)
     mode_mean, modes = _shapes(names, aligned, head & region, region)
     scale = IntensityScale(0.0, float(np.percentile(average[_ring(brain > 0.5) & ~region], 99.5)))
-    return Template(
+    mean = scale.normalise(average)
+    plain = Template(
         affine=GRID_AFFINE,
-        mean=scale.normalise(average).astype(np.float16),
+        mean=mean.astype(np.float16),
         head=head,
         brain=brain.astype(np.float16),
         face_region=region,
@@ -636,7 +646,11 @@ def _template(names: list[str], aligned: Path) -> Template:
         weight=_weight(head, region).astype(np.float16),
         modes=modes.astype(np.float16),
         mode_mean=mode_mean.astype(np.float16),
+        relief_points=np.zeros((0, 3), np.float32),
+        relief_modes=np.zeros((0, 0), np.float16),
     )
+    points = skin_points(mean, plain.skin, plain.weight)
+    return replace(plain, relief_points=points, relief_modes=np.zeros((0, len(points)), np.float16))
 
 
 def _sharp_average(names: list[str], aligned: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -700,7 +714,7 @@ def _face_region(head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     deep = distance_transform_edt(np.pad(head, ((0, 0), (neck, 0), (0, 0)), mode="edge"), sampling=SPACING)
     depth = deep[:, neck:]
     behind = np.interp(z, [-140, -105, -70, -30, -10, 16], [5, 2, 4, 22, 34, 46])  # how far back the face goes
-    below = -142 + np.clip(70 - y, 0, None) / 65 * 36  # from the chin up to the angle of the jaw
+    below = np.where(y > 40, -np.inf, -142 + (70 - y) / 65 * 36)  # a long chin, then up to the angle of the jaw
     front = (y > behind) & (z < 16) & (z > below)
     ears = (np.abs(x) > 60) & (y > -50) & (y < 12) & (z > -80) & (z < 0)
     region = front & (depth < np.interp(z, [-30, -8, 16], [14, 12, 9]))
@@ -714,7 +728,9 @@ def _weight(head: np.ndarray, region: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
     kept = ndimage.binary_dilation(head, iterations=2) & ~region
-    rise = np.clip(ndimage.distance_transform_edt(~kept, sampling=SPACING) / SEAM_MM, 0, 1)
+    rim = kept & ~ndimage.binary_erosion(head, iterations=2, border_value=1)
+    away, deep = (ndimage.distance_transform_edt(~part, sampling=SPACING) for part in (rim, kept))
+    rise = np.clip(np.minimum(away / SEAM_MM, deep / DEEP_MM), 0, 1)
     smooth = ndimage.gaussian_filter(rise * rise * (3 - 2 * rise), 1.0)
     return np.where(kept, 0.0, smooth)
 
@@ -765,10 +781,15 @@ def _working(head: HeadFiles, path: Path, aligned: Path, template_path: Path) ->
     image, valid, brain = data["image"].astype(np.float32), data["valid"], data["brain"]
     scale = IntensityScale.measure(image[valid], _ring(brain)[valid], ~template.face_region[valid])
     coarse = tuple(slice(span.start // FIELD, span.stop // FIELD) for span in WORKING_SPANS)
+    scan = np.where(valid, scale.normalise(image), -1.0)[WORKING_SPANS]
+    seen, shape = valid[WORKING_SPANS], data["inverse"][(slice(None), *coarse)]
+    relief = Relief(template.crop(WORKING_SPANS))
+    both = [relief.of(scan, seen, shape), relief.of(scan[..., ::-1], seen[..., ::-1], _mirror(shape))]
     _save(
         path,
-        image=np.where(valid, scale.normalise(image), -1.0)[WORKING_SPANS].astype(np.float16),
-        valid=valid[WORKING_SPANS],
+        image=scan.astype(np.float16),
+        valid=seen,
         brain=brain[WORKING_SPANS],
-        shape=data["inverse"][(slice(None), *coarse)],
+        shape=shape,
+        relief=np.stack(both).astype(np.float16),
     )

@@ -1,0 +1,1 @@
+"""The evaluation: the paper's comparative study of de-identification tools as one command."""

@@ -1,0 +1,266 @@
+"""Tools: whatever takes the face out of a scan, ours and other people's, behind one call.
+
+A tool reads an original file and writes its output in the original's grid. `tool_of` makes one of a
+[[tool]] table of the configuration; `kind` says which:
+
+    reface, deface             ours, with any model
+    average, blur              references of our own: the average head's face instead of a generated one, and the
+                               face region blurred
+    niimath-deface, niimath-reface, pydeface, afni, afni2, mri_reface, mideface, quickshear
+                               other people's programs (`programs`)
+    files                      outputs made elsewhere: AnonyMI's, which runs inside 3D Slicer, or any others
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..models import DEFAULT, Model
+from ..volume import SUFFIXES, Volume
+from .store import code
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..refacer import Refacer, Result
+
+MEAN_SHAPE = 1e-6
+"""The spread of shapes that is as good as none; of none at all the refacer could not tell the likeness."""
+BLUR_MM = 4.0
+"""Standard deviation of the blur: eyes, nose and mouth are no more than hills."""
+ENGINE = (
+    *("anatomy", "checks", "compose", "grid", "intensity", "models", "networks", "refacer", "surface", "template"),
+    *("tiling", "volume"),
+)
+"""The modules that make what our tools make: one of them changed, and it is made again."""
+GRID_TOLERANCE = 0.02
+"""Voxels by which the corners of two grids may differ and still be the same grid."""
+
+
+class Tool(ABC):
+    """One tool as the configuration describes it.
+
+    name: what it is called in tables and figures.  settings: all that decides what comes out, JSON values; two
+    tools with the same settings give the same output.  seeds: the faces to draw on each scan, or ()."""
+
+    paths: tuple[str, ...] = ()
+    """The keys of its table that hold paths."""
+    device = "cpu"
+
+    def __init__(self, name: str, settings: dict[str, Any], seeds: tuple[int, ...] = ()) -> None:
+        self.name, self.settings, self.seeds = name, settings, seeds
+
+    def require(self) -> None:
+        """Raise InputError, which says how to get it, unless the tool can run here."""
+        return
+
+    def inputs(self, original: Path) -> list[Path]:
+        """The files besides the original that decide what comes out for it."""
+        return []
+
+    @abstractmethod
+    def run(self, original: Path, output: Path, seed: int | None = None) -> float:
+        """Write the output for one scan to `output` (.nii.gz), on the original's grid, and return the seconds it
+        took, from file to file, without loading a model. seed: one of `seeds`.
+
+        Raises InputError or CheckError, one sentence, where there is no output."""
+
+
+def tool_of(config: dict[str, Any], base: Path = Path()) -> Tool:
+    """The tool of a [[tool]] table, whose paths are relative to the folder `base`.
+
+    Raises InputError for an unknown kind or key, and for a file of its own that is not there."""
+    from .programs import PROGRAMS
+
+    kinds: dict[str, type[Tool]] = {
+        "reface": Reface, "deface": Deface, "average": Average, "blur": Blur, "files": Files, **PROGRAMS
+    }  # fmt: skip
+    table = dict(config)
+    kind = table.pop("kind", None)
+    name = str(table.pop("name", kind))
+    if kind not in kinds:
+        raise InputError(f"Tool {name}: kind must be one of {', '.join(kinds)}.")
+    for key in set(kinds[kind].paths) & set(table):
+        table[key] = str(base / Path(table[key]).expanduser())
+    if (base / str(table.get("model", ""))).is_file():
+        table["model"] = str(base / table["model"])
+    try:
+        return kinds[kind](name, **table)
+    except TypeError as error:
+        wrong = str(error).partition("() ")[2] or str(error)
+        raise InputError(f"Tool {name}, kind {kind}: {wrong}; mend its table.") from None
+
+
+# --- ours -------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2)
+def loaded(model: str, device: str, average: bool = False) -> Refacer:
+    """A refacer with its networks in memory; kept, as loading takes longer than refacing. average: one that paints
+    the average head in its mean shape, what the generator is given, in place of what it makes of it."""
+    from ..refacer import Refacer
+
+    found = Model.load(model)
+    if average:
+        found = Model(found.card | {"shape_spread": MEAN_SHAPE}, found.path)
+        found.__dict__["generator"] = _through(found.card["condition"].index("prior"))
+    refacer = Refacer.from_pretrained(found, device)
+    for role in ("template", "anatomy", "generator"):
+        getattr(refacer.model, role)
+    return refacer
+
+
+def _through(channel: int) -> nn.Module:
+    """In place of a generator: the channel of its input as it is."""
+    from torch import nn
+
+    class Through(nn.Module):
+        def set_dropout(self, probability: float, source: object) -> None:
+            """There is none."""
+
+        def forward(self, condition: Tensor) -> Tensor:
+            return condition[:, channel : channel + 1]
+
+    return Through()
+
+
+class Ours(Tool):
+    """What the tools of this package share: a model and a device."""
+
+    def __init__(
+        self, name: str, model: str = DEFAULT, device: str = "cpu", settings: dict[str, Any] | None = None
+    ) -> None:
+        if device == "auto":
+            raise InputError(f"Tool {name}: name its device, cpu, cuda or mps; times are told apart by it.")
+        self.model, self.device = model, device
+        files = Model.load(model).card["files"]
+        made_of = {
+            "kind": type(self).__name__.lower(),
+            "code": code(*ENGINE),
+            "model": {role: entry["sha256"] for role, entry in files.items()},
+            "device": device,
+        }
+        super().__init__(name, made_of | (settings or {}))
+
+    def run(self, original: Path, output: Path, seed: int | None = None) -> float:
+        self.load()
+        began = time.perf_counter()
+        self.apply(Volume.read(original), seed).write(output)
+        return time.perf_counter() - began
+
+    def load(self) -> Refacer:
+        return loaded(self.model, self.device)
+
+    @abstractmethod
+    def apply(self, volume: Volume, seed: int | None) -> Volume:
+        """The scan after the tool. Raises InputError and CheckError."""
+
+
+class Reface(Ours):
+    """`refacecgan reface`; dropout: the model's by default."""
+
+    def __init__(
+        self, name: str, seeds: list[int] | None = None, dropout: float | None = None, **ours: Any
+    ) -> None:
+        super().__init__(name, **ours, settings={"dropout": dropout})
+        self.seeds = tuple(seeds or [0])
+        self._last: Result | None = None
+
+    def apply(self, volume: Volume, seed: int | None) -> Volume:
+        """The first seed, whose time counts, does all the work; the others draw another face on the same scan."""
+        again = self._last and seed != self.seeds[0] and self._last.original.source == volume.source
+        scan = self._last if self._last and again else volume
+        self._last = self.load().reface(scan, seed or 0, self.settings["dropout"])
+        return self._last.volume
+
+
+class Deface(Ours):
+    """`refacecgan deface`."""
+
+    def apply(self, volume: Volume, seed: int | None) -> Volume:
+        return self.load().deface(volume)
+
+
+class Average(Ours):
+    """One face for all: what our refacer would be without its generator."""
+
+    def load(self) -> Refacer:
+        return loaded(self.model, self.device, average=True)
+
+    def apply(self, volume: Volume, seed: int | None) -> Volume:
+        return self.load().reface(volume, 0).volume
+
+
+class Blur(Ours):
+    """The face region blurred; sigma_mm: the standard deviation of the Gaussian."""
+
+    def __init__(self, name: str, sigma_mm: float = BLUR_MM, **ours: Any) -> None:
+        super().__init__(name, **ours, settings={"sigma_mm": sigma_mm})
+
+    def apply(self, volume: Volume, seed: int | None) -> Volume:
+        from scipy.ndimage import gaussian_filter
+
+        anatomy = self.load().prepare(volume).anatomy
+        region = anatomy.view.to_native(anatomy.face_region)
+        smooth = gaussian_filter(volume.array, self.settings["sigma_mm"] / np.array(volume.spacing))
+        stored = volume.stored.copy()
+        stored[region] = volume.to_stored(smooth[region])
+        return volume.with_stored(stored)
+
+
+# --- outputs that are there already -----------------------------------------------------------------------
+
+
+class Files(Tool):
+    """Outputs made elsewhere. pattern: their path, with {scan} for the scan's name. seconds: what each took, if
+    known."""
+
+    paths = ("pattern",)
+
+    def __init__(self, name: str, pattern: str, seconds: float = float("nan")) -> None:
+        if "{scan}" not in pattern:
+            raise InputError(f"Tool {name}: pattern must have {{scan}} in it, for the name of the scan.")
+        super().__init__(name, {"kind": "files", "pattern": pattern, "seconds": repr(seconds)})
+        self.pattern, self.seconds = pattern, seconds
+
+    def path(self, original: Path) -> Path:
+        return Path(self.pattern.replace("{scan}", scan_name(original)))
+
+    def inputs(self, original: Path) -> list[Path]:
+        return [self.path(original)]
+
+    def run(self, original: Path, output: Path, seed: int | None = None) -> float:
+        on_grid_of(Volume.read(original), Volume.read(self.path(original))).write(output)
+        return self.seconds
+
+
+def scan_name(path: Path) -> str:
+    """A scan's file name without its suffix; a DICOM folder's name."""
+    suffix = next((end for end in SUFFIXES if path.name.lower().endswith(end)), "")
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def on_grid_of(original: Volume, output: Volume) -> Volume:
+    """The output with its axes in the original's order and direction; no value is interpolated.
+
+    Raises InputError where its grid is another one."""
+    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
+
+    turn = ornt_transform(io_orientation(output.affine), io_orientation(original.affine))
+    stored = apply_orientation(output.stored, turn)
+    affine = output.affine @ inv_ornt_aff(turn, output.shape)
+    size = np.array(original.shape) - 1.0
+    corners = np.array([[i, j, k, 1.0] for i in (0, size[0]) for j in (0, size[1]) for k in (0, size[2])])
+    away = corners @ (np.linalg.inv(original.affine) @ affine).T - corners
+    if stored.shape != original.shape or np.abs(away).max() > GRID_TOLERANCE:
+        raise InputError(
+            f"{output.source or 'The output'} lies on another grid than its original; resample it to that first."
+        )
+    return Volume(np.ascontiguousarray(stored), original.affine, output.slope, output.intercept)
