@@ -9,6 +9,7 @@ second run goes on.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from . import pool
 from .cohort import Looks, pictures, rows_of_cohort, seeds
 from .config import Study, read
 from .stages import Failure, Measured, Row, Scan, first, measure, require_models
+from .store import code, stamp
 from .tidy import ORIGINAL
 from .tools import Tool
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 """Called with what was done last and how much of the whole is done (0..1)."""
 
+DONE = "done.json"
+"""In the work folder: what the results beside it were made of."""
 MEASURED = 0.95
 """How much of a study is done when all scans are measured."""
 
@@ -57,6 +61,12 @@ def evaluate(config: Path, progress: Progress | None = None, output: Path | None
         raise InputError(f"{study.output} cannot be made ({error.strerror}); choose another output.") from error
     say = progress or (lambda stage, fraction: None)
     say("reading", 0.0)
+    page, done = study.output / "index.html", study.output / "work" / DONE
+    state = _state(study)
+    if page.is_file() and done.is_file() and done.read_text() == state:
+        say("done", 1.0)
+        return Outcome(page, len(study.originals), len(study.tools), [])
+    done.unlink(missing_ok=True)
     measured = measure_all(study, say)
     rows, failures = measured.rows + given_volumes(study), measured.failures
     if not rows:
@@ -65,13 +75,26 @@ def evaluate(config: Path, progress: Progress | None = None, output: Path | None
     looks = Looks(study)
     rows += rows_of_cohort(study, looks)
     say("tables and figures", MEASURED + 0.01)
-    page = write_results(study, tidy_table(study, rows), looks, failures)
+    write_results(study, tidy_table(study, rows), looks, failures)
     warnings = []
-    if failures:
+    if not failures:
+        _write_text(state, done)
+    else:
         pairs = {failure[:2] for failure in failures}
         warnings.append(f"Of {len(pairs)} pairs of scan and tool a step failed; failures.csv says which and why.")
     say("done", 1.0)
     return Outcome(page, len(study.originals), len(study.tools), warnings)
+
+
+def _state(study: Study) -> str:
+    """All that the results depend on: while it is the same, what was written stands."""
+    scans = [(name in study.originals, Scan(study, name)) for name in study.scans]
+    places = [(scan.kept if own else scan.look_place(None)).name for own, scan in scans]
+    names = [study.path.name, study.workers, list(study.gallery), list(study.training), sorted(study.volumetry)]
+    numbers = [study.false_match_rate, study.limits, study.thresholds, study.epochs]
+    given = {name: stamp(path) for name, path in study.volumes.items()}
+    modules = sorted(f"evaluation/{path.stem}" for path in Path(__file__).parent.glob("*.py"))
+    return json.dumps([places, names, numbers, given, code(*modules)])
 
 
 # --- what is measured on each scan ------------------------------------------------------------------------
@@ -149,8 +172,8 @@ def tidy_table(study: Study, rows: list[Row]) -> pd.DataFrame:
     ).drop(columns="place")  # fmt: skip
 
 
-def write_results(study: Study, table: pd.DataFrame, looks: Looks, failures: list[Failure]) -> Path:
-    """All tables, figures and the page, whose path is returned. Those of an earlier run go."""
+def write_results(study: Study, table: pd.DataFrame, looks: Looks, failures: list[Failure]) -> None:
+    """All tables, figures and the page. Those of an earlier run go."""
     from . import page
     from .figures import draw_all
     from .readable import readable
@@ -170,7 +193,6 @@ def write_results(study: Study, table: pd.DataFrame, looks: Looks, failures: lis
     renders = pictures(study, looks) if study.detector else {}
     drawn = draw_all(table, study.output / "figures", _of_tools(tables), renders)
     _write_text(page.html(study, tables, texts, drawn, failures), study.output / "index.html")
-    return study.output / "index.html"
 
 
 def _tables(study: Study, table: pd.DataFrame, looks: Looks) -> dict[str, pd.DataFrame]:
