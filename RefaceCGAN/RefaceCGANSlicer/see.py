@@ -54,7 +54,8 @@ class See:
                 self.faces.show_refaced(head.refacedNode, quick=True)
                 self._refine.start()
             else:
-                self.faces = self.views.show_faces(head.inputNode, head.refacedNode)
+                self.faces = self.views.show_faces(head.inputNode, head.refacedNode, quick=True)
+                self._refine.start()
                 self._show_limits()
             self._apply()
             if id(head.chosen) not in self._pictures:
@@ -94,7 +95,9 @@ class See:
         self.ui.skinSlider.value = self.faces.automatic
 
     def _draw_finely(self) -> None:
-        if self.faces and self.views.layout.is_shown():
+        if self.panel.run:  # the processor is the engine's
+            self._refine.start()
+        elif self.faces and self.views.layout.is_shown():
             self.faces.refine()
 
     def _apply(self, *_value: Any) -> None:

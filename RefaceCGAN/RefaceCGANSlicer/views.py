@@ -35,7 +35,9 @@ THUMBNAIL = 128  # pixels
 class Faces:
     """Two faces on screen; made by `show_faces`. Both skins begin at one threshold, that of the original."""
 
-    def __init__(self, original_node: Any, refaced_node: Any, threshold: float | None = None) -> None:
+    def __init__(
+        self, original_node: Any, refaced_node: Any, threshold: float | None = None, quick: bool = False
+    ) -> None:
         array, affine = _volume_of(original_node)
         self.original, self.refaced = original_node, refaced_node
         self.automatic = surface.skin_threshold(array, np.linalg.norm(affine[:3, :3], axis=0))
@@ -44,7 +46,8 @@ class Faces:
         self.rendering = RENDERINGS[0]
         few = array[::4, ::4, ::4]
         self._air, self._brightest = float(np.percentile(few, 0.5)), float(np.percentile(few, 99.9))
-        self._surfaces = [self._surface(node, self.threshold, quick=False) for node in self.nodes]
+        self._surfaces = [self._surface(node, self.threshold, quick) for node in self.nodes]
+        self._coarse = [quick, quick]
         self.frame = surface.frame_of(self._surfaces[0])
         layout.activate()  # nothing has changed before
         scene = original_node.GetScene()
@@ -81,6 +84,7 @@ class Faces:
 
         Raises InputError where nothing is brighter than that; then all stays as it is."""
         self._surfaces = [self._surface(node, value, quick) for node in self.nodes]
+        self._coarse = [quick, quick]
         self.threshold = value
         self._show_skins()
         self._update_renderings()
@@ -90,6 +94,7 @@ class Faces:
 
         quick: as in `set_threshold`; `refine` then does the rest, when there is time."""
         self._surfaces[1] = self._surface(node, self.threshold, quick)
+        self._coarse[1] = quick
         self.refaced = node
         self._show_skins()
         self._show_slices()
@@ -99,7 +104,10 @@ class Faces:
 
     def refine(self) -> None:
         """Draw at full resolution what was drawn quickly."""
-        self._surfaces = [self._surface(node, self.threshold, quick=False) for node in self.nodes]
+        for index, node in enumerate(self.nodes):
+            if self._coarse[index]:
+                self._surfaces[index] = self._surface(node, self.threshold, quick=False)
+        self._coarse = [False, False]
         self._show_skins()
 
     def set_rendering(self, kind: str) -> None:
@@ -163,14 +171,17 @@ class Faces:
             skin.set_rendering_threshold(display, self.threshold, self._air, self._brightest)
 
 
-def show_faces(original_node: Any, refaced_node: Any, threshold: float | None = None) -> Faces:
+def show_faces(
+    original_node: Any, refaced_node: Any, threshold: float | None = None, quick: bool = False
+) -> Faces:
     """Show two scans of one head: two linked 3D views, original left, refaced right, above slices that fade from
-    one to the other. `threshold`: where the skin begins (default: found in the original).
+    one to the other. `threshold`: where the skin begins (default: found in the original). quick: as in
+    `Faces.show_refaced`.
 
     Raises InputError where a node holds no scan, the original shows no head, or Slicer has no window; then
     nothing has changed.
     """
-    return Faces(original_node, refaced_node, threshold)
+    return Faces(original_node, refaced_node, threshold, quick)
 
 
 def restore_layout() -> None:

@@ -132,7 +132,7 @@ class FakeViews:
         self.shown: Any = None
         self.layout = types.SimpleNamespace(is_shown=lambda: self.shown is not None)
 
-    def show_faces(self, original: Any, refaced: Any) -> Any:
+    def show_faces(self, original: Any, refaced: Any, quick: bool = False) -> Any:
         self.shown = FakeFaces(original, refaced)
         return self.shown
 

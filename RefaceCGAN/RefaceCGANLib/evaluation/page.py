@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -19,6 +19,7 @@ from .config import Study
 from .readable import CAPTIONS, number
 from .stages import Failure
 from .statistics import LIMITS
+from .tidy import ORIGINAL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,14 +176,17 @@ def _filled(section: Section, texts: Mapping[str, pd.DataFrame], figures: Sequen
 
 
 def _table(table: pd.DataFrame, caption: str, name: str = "") -> str:
-    head = "".join(f"<th>{escape(str(column))}</th>" for column in table.columns)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in table.values.tolist()
-    )
+    marks = [' class="name"' if column in NAMES else "" for column in table.columns]
+
+    def line(tag: str, row: Iterable[Any]) -> str:
+        cells = (f"<{tag}{mark}>{escape(str(cell))}</{tag}>" for cell, mark in zip(row, marks, strict=True))
+        return f"<tr>{''.join(cells)}</tr>"
+
+    head, rows = line("th", table.columns), "".join(line("td", row) for row in table.values.tolist())
     file = f' <a class="file" href="tables/{name}.csv">{name}.csv</a>' if name else ""
     return (
         f'<figure class="table"><figcaption>{escape(caption)}{file}</figcaption>'
-        f"<div><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></figure>"
+        f"<div><table><thead>{head}</thead><tbody>{rows}</tbody></table></div></figure>"
     )
 
 
@@ -212,6 +216,10 @@ def _verdict(failures: Sequence[Failure]) -> str:
         return ""
     tools = ", ".join(sorted({escape(failure[1]) for failure in failures}))
     return f'<p class="note">Not everything succeeded: see <a href="#failures">Failures</a> ({tools}).</p>'
+
+
+NAMES = {"tool", "embedder", "backend", "region", "device", "scan", "step", "reason", "what", "value", "settings"}
+"""The columns that hold words."""
 
 
 class Column(NamedTuple):
@@ -246,15 +254,18 @@ def _glance(tables: Mapping[str, pd.DataFrame]) -> str:
         if table is None:
             continue
         split = next((name for name in ("backend", "embedder") if name in table), None)
-        for part, rows in table.groupby(split, sort=False) if split else [("", table)]:
-            mean = rows.groupby("tool", sort=False)[column.column].mean()
-            columns[f"{column.head} {part}".strip()] = mean
+        parts = list(table.groupby(split, sort=False)) if split else [("", table)]
+        for part, rows in parts:
+            head = f"{column.head} {part}" if len(parts) > 1 else column.head
+            columns[head] = rows.groupby("tool", sort=False)[column.column].mean()
     if not columns:
         return ""
-    tools = dict.fromkeys(tool for column in columns.values() for tool in column.index)
-    rows = pd.DataFrame(columns).reindex(list(tools)).map(number)
+    tools = list(dict.fromkeys(tool for column in columns.values() for tool in column.index))
+    tools.sort(key=lambda tool: tool != ORIGINAL)
+    rows = pd.DataFrame(columns).reindex(tools).map(number)
     rows.insert(0, "tool", rows.index)
-    return _table(rows, "Means over scans; CR and Dice also over regions, one column for each volumetry.")
+    caption = "Means over scans; CR and Dice also over regions. Of the original: its simulated re-scan."
+    return _table(rows, caption)
 
 
 def _settings(study: Study) -> str:
@@ -317,7 +328,7 @@ CSS = """
   :root { --ink: #dfe4e9; --paper: #15191d; --soft: #1f252b; --line: #38424c; --link: #79b8f2; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem; max-width: 76rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 1.5rem; max-width: 84rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; }
 h2 { font-size: 1.25rem; margin: 0 0 .5rem; }
@@ -330,12 +341,12 @@ figcaption { font-size: .88rem; max-width: 56rem; margin-bottom: .4rem; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; margin-bottom: .4rem; }
 .table div { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; }
+th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap; }
 th { background: var(--soft); vertical-align: bottom; white-space: normal; font-weight: 600; }
-th:first-child, td:first-child { text-align: left; font-weight: 600; }
+.name { text-align: left; }
+td:first-child { font-weight: 600; }
 tbody tr + tr td { border-top: 1px solid var(--line); }
 .file { white-space: nowrap; }
 .note { border-left: 4px solid #d08a00; background: var(--soft); padding: .5rem .8rem; }
-#failures td, #how-this-was-made td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-#failures th, #how-this-was-made th { text-align: left; }
+#failures td, #how-this-was-made td { white-space: normal; overflow-wrap: anywhere; }
 """
