@@ -558,7 +558,7 @@ def test_the_previous_layout_comes_back_and_the_faces_again(world: World) -> Non
 def test_what_cannot_be_shown_is_said_and_the_result_stays(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
-    def fail(original: Any, refaced: Any) -> None:
+    def fail(original: Any, refaced: Any, quick: bool) -> None:
         raise error
 
     monkeypatch.setattr(world.views, "show_faces", fail)
