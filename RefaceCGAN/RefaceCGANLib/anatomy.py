@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import CheckError
-from .grid import AslView, axes_matrix, dilate, erode, resample_axes, sample, shift
+from .grid import AslView, axes_matrix, dilate, erode, resample_axes, sample, shift, solid
 from .surface import skin_threshold
 
 if TYPE_CHECKING:
@@ -141,8 +141,7 @@ def locate(
         if not region.any():
             raise CheckError("The scan was called defaced, but nothing in its face is empty; use --defaced no.")
     else:
-        solid = erode(dilate((scan > skin) | ~seen, 4), 4)
-        air = dilate(~_filled(solid), SKIN_DEPTH)
+        air = dilate(~solid((scan > skin) | ~seen, 4), SKIN_DEPTH)
         wanted = torch.from_numpy(template.face_region) | (torch.from_numpy(template.window) & air)
         wanted &= ~dilate(here | average_brain, BRAIN_MARGIN)
         region = _carry(wanted.float(), template_index, native_shape) & ~brain_native
@@ -347,13 +346,6 @@ def _main_part(mask: np.ndarray) -> np.ndarray:
     largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
     filled: np.ndarray = ndimage.binary_fill_holes(labels == largest)
     return filled
-
-
-def _filled(mask: Tensor) -> Tensor:
-    import torch
-    from scipy import ndimage
-
-    return torch.from_numpy(ndimage.binary_fill_holes(mask.numpy()))
 
 
 def _closed(mask: np.ndarray, view: AslView) -> np.ndarray:

@@ -26,7 +26,7 @@ from .anatomy import SPACING, Anatomy, bfloat16, locate
 from .checks import Check, check, enforce
 from .compose import Background, compose
 from .errors import InputError
-from .grid import AslView, axes_matrix, dilate, erode, resample_axes, sample
+from .grid import AslView, axes_matrix, dilate, resample_axes, sample, solid
 from .intensity import RING_MM, IntensityScale
 from .models import DEFAULT, Model
 from .template import Template
@@ -277,7 +277,7 @@ class Refacer:
         defaced, original, seen = sample(torch.from_numpy(np.stack(scans)), to_small, shape)
         inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > 0.25
         scan = torch.where(inside, torch.full_like(defaced, -1.0), defaced - 1.0)
-        head = _solid(original > float(scale.normalise(np.array([anatomy.skin]))[0]) + 1.0)
+        head = solid(original > float(scale.normalise(np.array([anatomy.skin]))[0]) + 1.0, CLEFT)
         cover = head & inside & dilate(head & ~inside, COVER)
         meeting = None
         if "prior" in card["condition"] and not anatomy.already_defaced:
@@ -420,14 +420,6 @@ class Refacer:
         grid = self.model.card["working_grid"]
         spans = tuple(slice(a, a + n) for a, n in zip(grid["first_voxel"], grid["shape"], strict=True))
         return self.model.template.crop(spans)  # type: ignore[arg-type]
-
-
-def _solid(tissue: Tensor) -> Tensor:
-    """The head without its hollows: tissue (bool), its clefts of up to 8 mm closed, and filled."""
-    import torch
-    from scipy import ndimage
-
-    return torch.from_numpy(ndimage.binary_fill_holes(erode(dilate(tissue, CLEFT), CLEFT).numpy()))
 
 
 def _indices(mask: np.ndarray, matrix: np.ndarray) -> np.ndarray:

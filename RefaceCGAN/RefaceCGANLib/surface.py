@@ -67,6 +67,17 @@ class Frame:
     centre: tuple[float, float, float]
     extent: float
 
+    def position(self, azimuth: float, elevation: float) -> tuple[float, float, float]:
+        """Where a camera stands, RAS+ mm, that looks at the middle from two angles in degrees (see `VIEWS`)."""
+        distance = self.extent / 2 / math.tan(math.radians(VIEW_ANGLE / 2))
+        around, up = math.radians(azimuth), math.radians(elevation)
+        x, y, z = self.centre
+        return (
+            x - distance * math.sin(around) * math.cos(up),
+            y + distance * math.cos(around) * math.cos(up),
+            z + distance * math.sin(up),
+        )
+
 
 def skin_threshold(array: np.ndarray, spacing: Sequence[float]) -> float:
     """The intensity at which the skin begins, in the array's units, from the scan alone.
@@ -298,7 +309,6 @@ def render(
     """
     import vtkmodules.vtkRenderingOpenGL2  # noqa: F401  (registers the renderer)
     from vtkmodules import vtkRenderingCore as vtk
-    from vtkmodules.util.numpy_support import vtk_to_numpy
 
     angles = [_angles(view) for view in views]
     frame = frame or frame_of(surface)
@@ -315,19 +325,11 @@ def render(
     renderer.AddActor(actor)
     renderer.SetBackground(*BACKGROUND)
     renderer.UseFXAAOn()  # as smooth as multisampling and, without a graphics card, three times as fast
-    renderer.AutomaticLightCreationOff()
-    for *position, strength in LIGHTS:
-        light = vtk.vtkLight()
-        light.SetLightTypeToCameraLight()
-        light.SetPosition(*position)
-        light.SetFocalPoint(0, 0, 0)
-        light.SetIntensity(strength)
-        renderer.AddLight(light)
+    add_lights(renderer)
     camera = renderer.GetActiveCamera()
     camera.SetViewAngle(VIEW_ANGLE)
     camera.SetUseHorizontalViewAngle(size[0] < size[1])
     camera.SetFocalPoint(*frame.centre)
-    distance = frame.extent / 2 / math.tan(math.radians(VIEW_ANGLE / 2))
     pictures = []
     with _quiet():
         window = vtk.vtkRenderWindow()
@@ -338,22 +340,43 @@ def render(
         if not window.GetInitialized():  # to render all the same would crash
             raise InputError(NO_OPENGL)
         window.AddRenderer(renderer)
-        for azimuth, elevation in np.radians(angles):
-            x, y = -math.sin(azimuth) * math.cos(elevation), math.cos(azimuth) * math.cos(elevation)
-            toward = np.array([x, y, math.sin(elevation)])
-            camera.SetPosition(*(np.array(frame.centre) + distance * toward))
+        for azimuth, elevation in angles:
+            camera.SetPosition(*frame.position(azimuth, elevation))
             camera.SetViewUp(0, 0, 1)
             renderer.ResetCameraClippingRange()
             window.Render()
-            grab = vtk.vtkWindowToImageFilter()
-            grab.SetInput(window)
-            grab.ReadFrontBufferOff()
-            grab.ShouldRerenderOff()
-            grab.Update()
-            pixels = vtk_to_numpy(grab.GetOutput().GetPointData().GetScalars())
-            pictures.append(pixels.reshape(size[1], size[0], 3)[::-1].copy())
+            pictures.append(pixels(window))
         window.Finalize()
     return pictures
+
+
+def add_lights(renderer: Any) -> None:
+    """Key, fill and head light that move with the camera (`LIGHTS`), instead of VTK's one head light."""
+    from vtkmodules.vtkRenderingCore import vtkLight
+
+    renderer.AutomaticLightCreationOff()
+    for *position, strength in LIGHTS:
+        lamp = vtkLight()
+        lamp.SetLightTypeToCameraLight()
+        lamp.SetPosition(*position)
+        lamp.SetFocalPoint(0, 0, 0)
+        lamp.SetIntensity(strength)
+        renderer.AddLight(lamp)
+
+
+def pixels(window: Any) -> np.ndarray:
+    """What a VTK render window shows, already drawn: (H, W, 3) uint8."""
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+    from vtkmodules.vtkRenderingCore import vtkWindowToImageFilter
+
+    grab = vtkWindowToImageFilter()
+    grab.SetInput(window)
+    grab.ReadFrontBufferOff()
+    grab.ShouldRerenderOff()
+    grab.Update()
+    width, height = window.GetSize()
+    values = vtk_to_numpy(grab.GetOutput().GetPointData().GetScalars())
+    return np.asarray(values.reshape(height, width, 3)[::-1].copy())
 
 
 def compare_image(

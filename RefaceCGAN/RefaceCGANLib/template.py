@@ -173,7 +173,7 @@ class Template:
     @cached_property
     def relief_normals(self) -> np.ndarray:
         """The outward normals (N, 3) of the average skin at the relief points."""
-        return _unit(self.skin[1][:, *np.rint(self.relief_points).astype(int).T].T)
+        return unit(self.skin[1][:, *np.rint(self.relief_points).astype(int).T].T)
 
     @cached_property
     def _profiles(self) -> np.ndarray:
@@ -242,10 +242,11 @@ class Template:
         """The displacement (3, A, S, L) in voxels that lets the average face meet the kept skin: `kept_rim`."""
         import torch
 
+        mean = torch.from_numpy(self.mean.astype(np.float32))[None]
+        displacement = self.displacement(np.zeros(len(self.modes)))
         shift = torch.zeros(3, *self.mean.shape)
-        code = np.zeros(self.modes_count)
         for window in (MEETING_WIDE, MEETING_NARROW):
-            missed = kept - self.rim_heights(self.prior(code, shift).numpy())
+            missed = kept - self.rim_heights(warp(mean, displacement + shift)[0].numpy())
             shift = shift + self._rim.led_on(missed, window, self.mean.shape)
         return shift
 
@@ -307,13 +308,13 @@ class _Rim:
         shares = np.exp(-0.5 * (distance**2 - distance[:, :1] ** 2))
         return cls(
             points=points.astype(np.float64),
-            normals=_unit(normal[:, *points.T].T),
+            normals=unit(normal[:, *points.T].T),
             between=tree.sparse_distance_matrix(tree, 2.5 * widest, output_type="coo_matrix").tocsr(),
             voxels=voxels,
             nearest=nearest,
             shares=(shares / shares.sum(axis=1, keepdims=True)).astype(np.float32),
             away=distance[:, 0].astype(np.float32),
-            outward=_unit(normal.reshape(3, -1)[:, voxels].T).T.astype(np.float32),
+            outward=unit(normal.reshape(3, -1)[:, voxels].T).T.astype(np.float32),
         )
 
     def led_on(self, missed: np.ndarray, window: tuple[float, float], shape: tuple[int, ...]) -> Tensor:
@@ -334,7 +335,8 @@ class _Rim:
         return torch.from_numpy(field.reshape(3, *shape))
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (N, 3) at length 1."""
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-3))
 
 

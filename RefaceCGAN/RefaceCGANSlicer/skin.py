@@ -7,13 +7,12 @@ skin would carry its face into a file.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import slicer
 import vtk
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.surface import LIGHTS, SKIN, VIEW_ANGLE, VIEWS, Frame, Surface, polydata
+from RefaceCGANLib.surface import SKIN, VIEW_ANGLE, VIEWS, Frame, Surface, add_lights, polydata
 
 from .layout import camera_of, mark, renderer_of
 from .scene import SKIN_OF
@@ -53,15 +52,8 @@ def set_surface(model: Any, surface: Surface, volume_node: Any) -> None:
 def light(view: Any) -> None:
     """Key, fill and head light that move with the camera, instead of Slicer's one head light."""
     renderer = renderer_of(view)
-    renderer.AutomaticLightCreationOff()
     renderer.RemoveAllLights()
-    for *position, strength in LIGHTS:
-        lamp = vtk.vtkLight()
-        lamp.SetLightTypeToCameraLight()
-        lamp.SetPosition(*position)
-        lamp.SetFocalPoint(0, 0, 0)
-        lamp.SetIntensity(strength)
-        renderer.AddLight(lamp)
+    add_lights(renderer)
 
 
 def aim(view: Any, frame: Frame, name: str) -> None:
@@ -71,16 +63,11 @@ def aim(view: Any, frame: Frame, name: str) -> None:
     """
     if name not in VIEWS:
         raise InputError(f"There is no view {name!r}; choose from {', '.join(VIEWS)}.")
-    azimuth, elevation = (math.radians(angle) for angle in VIEWS[name])
-    distance = frame.extent / 2 / math.tan(math.radians(VIEW_ANGLE / 2))
-    away = (
-        -math.sin(azimuth) * math.cos(elevation), math.cos(azimuth) * math.cos(elevation), math.sin(elevation)
-    )  # fmt: skip
     camera = camera_of(view)
     with slicer.util.NodeModify(camera):
         camera.SetViewAngle(VIEW_ANGLE)
         camera.SetFocalPoint(*frame.centre)
-        camera.SetPosition(*(c + distance * a for c, a in zip(frame.centre, away, strict=True)))
+        camera.SetPosition(*frame.position(*VIEWS[name]))
         camera.SetViewUp(0, 0, 1)
     camera.ResetClippingRange()
 

@@ -18,10 +18,8 @@ So these tests prove neither PythonQt nor the Qt widgets; `RefaceCGANTest` does,
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,10 +28,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
 vtk = pytest.importorskip("vtk")
-
-from vtk.util.numpy_support import vtk_to_numpy  # noqa: E402
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "RefaceCGAN"))  # as Slicer does for a module
+from RefaceCGANLib import surface  # noqa: E402
 
 SIZE = 300, 270  # pixels of each 3D view
 SLICE_SIZE = 200, 200
@@ -47,13 +42,7 @@ SLICE = ("vtkMRMLSegmentationsDisplayableManager2D",)
 def pixels(window: Any) -> np.ndarray:
     """What a render window shows: (H, W, 3) uint8, drawn anew."""
     window.Render()
-    grab = vtk.vtkWindowToImageFilter()
-    grab.SetInput(window)
-    grab.ReadFrontBufferOff()
-    grab.ShouldRerenderOff()
-    grab.Update()
-    width, height = window.GetSize()
-    return vtk_to_numpy(grab.GetOutput().GetPointData().GetScalars()).reshape(height, width, 3)[::-1].copy()
+    return surface.pixels(window)
 
 
 class View:

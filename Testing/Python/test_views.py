@@ -14,7 +14,7 @@ from RefaceCGANLib import Result
 from RefaceCGANLib.errors import InputError
 from RefaceCGANLib.surface import LABEL_PIXELS, skin_threshold
 from RefaceCGANLib.volume import Volume
-from slicer_offscreen import add_transform, add_volume, item_of, slicer, slicer_with, vtk, vtk_to_numpy
+from slicer_offscreen import add_transform, add_volume, item_of, slicer, slicer_with, vtk
 
 # isort: split
 from RefaceCGANSlicer import layout, views
@@ -424,6 +424,8 @@ def read_png(path: Path) -> np.ndarray:
     reader.SetFileName(str(path))
     reader.Update()
     width, height, _ = reader.GetOutput().GetDimensions()
+    from vtk.util.numpy_support import vtk_to_numpy
+
     pixels = vtk_to_numpy(reader.GetOutput().GetPointData().GetScalars())
     return pixels.reshape(height, width, 3)[::-1].astype(float)
 

@@ -36,12 +36,12 @@ from __future__ import annotations
 
 import glob
 import os
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..toml import read_toml
 from ..volume import SUFFIXES
 from .tidy import ORIGINAL
 from .tools import Tool, scan_name, tool_of
@@ -90,14 +90,7 @@ class Study:
 def read(path: Path) -> Study:
     """Read and check a configuration. Raises InputError, one sentence that names the key."""
     path = path.resolve()
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text; give a TOML file.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is no valid TOML: {error}.") from error
+    content = read_toml(path)
     top = _Table(content, path, "")
     pattern = top.take("brain_masks", str, "")
     originals = _scans(top, "originals", pattern)

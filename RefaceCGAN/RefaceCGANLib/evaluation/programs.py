@@ -6,25 +6,23 @@ afni_refacer2 2.7, pydeface 2.0, mri_reface 0.3, FreeSurfer's mideface, quickshe
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from abc import abstractmethod
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..models import sha256
 from ..volume import Volume
+from .process import run_program
 from .tools import Tool, on_grid_of, scan_name
 
 TIME_LIMIT = 3600.0
 """Seconds; mri_reface and mideface take minutes, the others less."""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), "1")
 
 
 class Program(Tool):
@@ -68,34 +66,15 @@ class Program(Tool):
             volume.write(scan)
             arguments, result = self.command(scan, folder, original)
             began = time.perf_counter()
-            self._call([program, *arguments], folder)
+            run_program(
+                [program, *arguments], folder, ONE_THREAD, self.time_limit, self.names[0],
+                "raise the tool's time_limit",
+            )  # fmt: skip
             seconds = time.perf_counter() - began
             if not result.is_file():
                 raise InputError(f"{self.names[0]} wrote no {result.name}; run it by hand on {original.name}.")
             on_grid_of(volume, Volume.read(result)).write(output)
         return seconds
-
-    def _call(self, command: list[str], folder: Path) -> None:
-        """Run to the end, or end it with all its children. Raises InputError."""
-        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), "1")
-        process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | one_thread, start_new_session=True, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
-        )  # fmt: skip
-        try:
-            said, _ = process.communicate(timeout=self.time_limit)
-        except subprocess.TimeoutExpired:
-            raise InputError(
-                f"{self.names[0]} took longer than {self.time_limit:g} s; raise the tool's time_limit."
-            ) from None
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        if process.returncode:
-            last = said.strip().splitlines()[-1:] or ["nothing was said"]
-            raise InputError(f"{self.names[0]} failed with status {process.returncode}: {last[0].strip()[:200]}.")
 
 
 def _file(tool: str, path: str) -> Path:

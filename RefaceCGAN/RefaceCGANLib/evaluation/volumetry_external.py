@@ -6,13 +6,9 @@ November 2025): FSL 6.0, FreeSurfer 7.4, FastSurfer 2.4.
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
 import tempfile
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +16,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..volume import Volume
+from .process import run_program
 from .volumetry import Segmentation
 
 TIME_LIMIT = 4 * 3600.0
@@ -53,7 +50,8 @@ class _Program(ABC):
         with tempfile.TemporaryDirectory(prefix="refacecgan-") as folder:
             scan = Path(folder) / "scan.nii.gz"
             _canonical(volume).write(scan)
-            _call([self.command, *self.arguments(scan)], Path(folder), self.threads, self.time_limit)
+            command, variables = [self.command, *self.arguments(scan)], {"OMP_NUM_THREADS": str(self.threads)}
+            run_program(command, Path(folder), variables, self.time_limit, self.command, "raise time_limit")
             try:
                 return self.result(scan)
             except FileNotFoundError as error:
@@ -128,26 +126,6 @@ class FastSurfer(_Program):
 
     def result(self, scan: Path) -> Segmentation:
         return _aseg(scan.with_name("result") / "mri" / "aseg.auto_noCCseg.mgz")
-
-
-def _call(command: list[str], folder: Path, threads: int, time_limit: float) -> None:
-    """Run to the end, or end it with all its children. Raises InputError."""
-    process = subprocess.Popen(
-        command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, start_new_session=True,
-        text=True, errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        said, _ = process.communicate(timeout=time_limit)
-    except subprocess.TimeoutExpired:
-        raise InputError(f"{command[0]} took longer than {time_limit:g} s; raise time_limit.") from None
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    if process.returncode:
-        last = said.strip().splitlines()[-1:] or ["it said nothing"]
-        raise InputError(f"{command[0]} failed with status {process.returncode}: {last[0].strip()[:200]}.")
 
 
 def _canonical(volume: Volume) -> Volume:

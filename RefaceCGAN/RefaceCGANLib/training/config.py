@@ -10,7 +10,6 @@ import glob
 import json
 import logging
 import math
-import tomllib
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..toml import read_toml
 from ..volume import SUFFIXES
 
 if TYPE_CHECKING:
@@ -119,14 +119,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises InputError, one sentence that names the key, for whatever is unknown, missing, of the wrong kind,
     out of range, or a path that is not there."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text; give a TOML file.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is no valid TOML: {error}.") from error
+    content = read_toml(path)
     if content.get("kind") not in KEYS:
         raise InputError(f"{path}: kind must be one of {', '.join(KEYS)}.")
     settings = _checked(content, KEYS[content["kind"]], f"{path}: ")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..template import Template, heights, trilinear
+from ..template import Template, heights, trilinear, unit
 
 OUTLIER = 1.5
 """Voxels: heights further than this from the median of their neighbours are replaced by it."""
@@ -32,8 +32,7 @@ def skin_points(mean: np.ndarray, skin: tuple[np.ndarray, np.ndarray], weight: n
     (`weight` above 0). skin: distance to it and direction (`Template.skin`). In voxels."""
     distance, normal = skin
     voxels = np.argwhere((distance < 0) & (distance > -1.01) & (weight > 0.01))
-    outward = normal[:, *voxels.T].T
-    outward /= np.linalg.norm(outward, axis=1, keepdims=True)
+    outward = unit(normal[:, *voxels.T].T)
     height = heights(mean, np.ones_like(mean), voxels.astype(float), outward)
     found = np.isfinite(height) & (np.abs(height) < 3)
     return (voxels[found] + height[found, None] * outward[found]).astype(np.float32)
