@@ -41,6 +41,7 @@ from .models import DEFAULT, Model
 from .volume import Volume
 
 if TYPE_CHECKING:
+    from .evaluation.reidentification import Recogniser
     from .refacer import Prepared, Progress, Refacer
 
 log = logging.getLogger(__name__)
@@ -52,11 +53,17 @@ PREPARED = 0.7
 DEFACED = ("auto", "yes", "no")
 
 
-class Worker:
-    """What the process keeps: the model, and the head that was refaced last."""
+class Interrupted(Exception):
+    """Something more urgent was asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+
+class Worker:
+    """What the process keeps: the model, the head that was refaced last, and how the last original looks.
+
+    wanted: whether another request waits; what only informs then gives way to it."""
+
+    def __init__(self, folder: Path, wanted: Callable[[], bool] = lambda: False) -> None:
+        self._folder, self._wanted = folder, wanted
         self._name = DEFAULT
         self._model: Model | None = None
         self._device = "auto"
@@ -66,6 +73,7 @@ class Worker:
         self._warm = False  # nothing is left to do while nobody asks for anything
         self._head: Prepared | None = None
         self._corrected: Prepared | None = None  # the head with a face region edited by hand
+        self._recogniser: tuple[tuple[str, str, int], Recogniser] | None = None  # and what it was made from
 
     def load(
         self, progress: Progress, model: str = DEFAULT, device: str = "auto", threads: int | None = None
@@ -165,6 +173,34 @@ class Worker:
             },
         }
 
+    def recognise(
+        self,
+        progress: Progress,
+        original: str,
+        refaced: str,
+        affine: list[list[float]],
+        detector: str,
+        recogniser: str,
+        limit: float,
+    ) -> dict[str, Any]:
+        """Find out whether a face recogniser takes a refaced scan for its original; needs no model and leaves the
+        head that is kept alone. original, refaced: paths of real values (I, J, K); affine: (4, 4) voxel index ->
+        RAS+ mm; detector, recogniser: ONNX files, limit: see `evaluation.reidentification.Recogniser`.
+
+        Answers check, the entry for the report. An error of kind "cancelled" where another request comes in
+        between. Raises InputError, also where ONNX Runtime or OpenGL is missing."""
+        from .evaluation.reidentification import Recogniser
+
+        before, after = (Volume.from_array(self._read(path), np.array(affine)) for path in (original, refaced))
+        made_from = detector, recogniser, self._threads or _processors()
+        if self._recogniser is None or self._recogniser[0] != made_from:
+            self._recogniser = made_from, Recogniser(Path(detector), Path(recogniser), made_from[2])
+        return {"check": self._recogniser[1].check(before, after, limit, self._give_way)}
+
+    def _give_way(self) -> None:
+        if self._wanted():
+            raise Interrupted("Another request came in between.")
+
     def drop(self, progress: Progress) -> dict[str, Any]:
         """Forget the head."""
         self._head = self._corrected = None
@@ -195,13 +231,13 @@ class Worker:
         else:
             answer({"id": number, "event": "done", **done})
 
-    def preload(self, wanted: Callable[[], bool]) -> None:
-        """Load the model and warm it up, once, until a request is `wanted`, which then loads what is missing."""
+    def preload(self) -> None:
+        """Load the model and warm it up, once, until a request is wanted, which then loads what is missing."""
         if self._warm:
             return
         try:
             for _ in itertools.chain(self._steps(), self._warm_up_steps()):
-                if wanted():
+                if self._wanted():
                     return
         except Exception as error:  # the next request will say it
             log.warning("%s", error)
@@ -295,17 +331,19 @@ class Worker:
         return str(path)
 
 
-COMMANDS = ("load", "reface", "another", "deface", "drop")
+COMMANDS = ("load", "reface", "another", "deface", "recognise", "drop")
 """And `quit`, which ends the process once all that was asked before is done."""
 
 
 def told(error: Exception) -> tuple[str, str]:
-    """The kind of an error (input, check, memory or crash) and the one sentence a user reads about it."""
+    """The kind of an error (input, check, memory, cancelled, crash) and the one sentence a user reads about it."""
     text = " ".join(str(error).split())
     if isinstance(error, CheckError):
         return "check", text
     if isinstance(error, InputError):
         return "input", text
+    if isinstance(error, Interrupted):
+        return "cancelled", text
     if isinstance(error, MemoryError) or "out of memory" in text or "DefaultCPUAllocator" in text:
         return "memory", "The memory does not suffice for this scan; close programs or use larger voxels."
     if isinstance(error, ModuleNotFoundError):
@@ -356,9 +394,9 @@ def main() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     answer({"event": "ready", "version": __version__, "python": sys.version.split()[0]})
-    worker = Worker(folder)
+    worker = Worker(folder, wanted=lambda: not requests.empty())
     while True:
-        worker.preload(wanted=lambda: not requests.empty())
+        worker.preload()
         line = requests.get()
         try:
             request = dict(json.loads(line))

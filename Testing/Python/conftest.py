@@ -63,6 +63,17 @@ def head() -> Path:
 
 
 @pytest.fixture(scope="session")
+def face_models() -> dict[str, str]:
+    """The ONNX files of a face detector and of a face recogniser."""
+    folder = HEADS.parent / "models" / "face"
+    files = {"detector": folder / "yunet.onnx", "recogniser": folder / "MobileFaceNet.onnx"}
+    if not all(path.is_file() for path in files.values()):
+        pytest.skip(f"the face models are not in {folder}")
+    pytest.importorskip("onnxruntime")
+    return {name: str(path) for name, path in files.items()}
+
+
+@pytest.fixture(scope="session")
 def result(refacer: Refacer, head: Path) -> Result:
     """The head, refaced with seed 7."""
     return refacer.reface(Volume.read(head), seed=7)

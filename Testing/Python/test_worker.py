@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from RefaceCGANLib import Volume, __version__
 from RefaceCGANLib.errors import CheckError, InputError
+from RefaceCGANLib.evaluation.reidentification import Recogniser
 from RefaceCGANLib.worker import Worker, told
 
 PACKAGE = Path(__file__).resolve().parents[2] / "RefaceCGAN"
@@ -167,6 +168,83 @@ def test_a_face_is_drawn_within_the_region_edited_by_hand(worker, original, refa
     assert np.array_equal(with_arrays(worker, done)["refaced"], first["refaced"])  # and back
 
 
+def recognise(worker: Talk, original: Volume, refaced: np.ndarray, **models: object) -> dict:
+    arrays = {"original": worker.write(original.stored), "refaced": worker.write(refaced)}
+    done, _ = worker.ask("recognise", **arrays, affine=original.affine.tolist(), limit=0.4, **models)
+    assert not any(Path(path).exists() for path in arrays.values())
+    return done
+
+
+def test_a_face_recogniser_tells_how_far_the_new_face_is_from_the_original(worker, original, refaced, face_models):
+    first, own = (
+        recognise(worker, original, array, **face_models) for array in (refaced[0]["refaced"], original.stored)
+    )
+    assert set(first["check"]) == {"name", "value", "limit", "passed", "detected"}
+    assert first["check"]["value"] > 0.1
+    assert first["check"]["passed"] == (first["check"]["value"] >= 0.4)
+    assert (own["check"]["value"], own["check"]["passed"]) == (0.0, False)
+    assert min(first["check"]["detected"]) > 0.5
+    done, _ = worker.ask("another", seed=7)  # the head is still there
+    assert np.array_equal(with_arrays(worker, done)["refaced"], refaced[0]["refaced"])
+
+
+def test_where_no_face_is_seen_there_is_no_distance_and_no_match(worker, original, refaced, face_models):
+    flat = np.where(refaced[0]["face_region"], original.stored.min(), original.stored)
+    check = recognise(worker, original, flat, **face_models)["check"]
+    assert check["value"] is None or check["value"] > 0.4
+    assert check["passed"]
+
+
+def test_face_models_that_cannot_be_used_are_named(worker, original, refaced, face_models, tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no network")
+    for models, sentence in (
+        (
+            {**face_models, "recogniser": str(broken)},
+            "broken.onnx is no ONNX network that can be run; get it again.",
+        ),
+        ({**face_models, "detector": str(tmp_path / "none.onnx")}, "none.onnx does not exist"),
+        ({**face_models, "detector": face_models["recogniser"]}, "is no YuNet face detector"),
+    ):
+        error = recognise(worker, original, original.stored, **models)
+        assert (error["event"], error["kind"]) == ("error", "input")
+        assert sentence in error["message"]
+
+
+def test_looking_at_faces_gives_way_to_the_next_request(worker, original, refaced, face_models):
+    arrays = {"original": worker.write(original.stored + 1), "refaced": worker.write(original.stored)}
+    worker.say("recognise", **arrays, affine=original.affine.tolist(), limit=0.4, **face_models)
+    worker.say("another", seed=7)
+    first = worker.hear()
+    assert (first["id"], first["kind"]) == (worker.asked - 1, "cancelled")
+    while (event := worker.hear())["event"] == "progress":
+        pass
+    assert np.array_equal(with_arrays(worker, event)["refaced"], refaced[0]["refaced"])
+
+
+def test_without_onnx_runtime_a_sentence_says_what_to_install(tmp_path, original, face_models, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (tmp_path / "private").mkdir()
+    worker, answers = Worker(tmp_path / "private"), []
+    arrays = {name: worker._write(original.stored) for name in ("original", "refaced")}
+    request = {"affine": original.affine.tolist(), "limit": 0.4, **arrays, **face_models}
+    worker.handle({"id": 1, "command": "recognise", **request}, answers.append)
+    assert answers[0]["message"] == "Faces need ONNX Runtime; install it with: pip install onnxruntime."
+
+
+def test_the_original_is_looked_at_once(original, face_models, monkeypatch):
+    from RefaceCGANLib import surface
+
+    recogniser = Recogniser(Path(face_models["detector"]), Path(face_models["recogniser"]))
+    drawn, render = [], surface.render
+    monkeypatch.setattr(surface, "render", lambda *arguments: drawn.append(1) or render(*arguments))
+    counts = []
+    for scan in (original, original, original.with_stored(original.stored + 1)):
+        recogniser.check(scan, original)
+        counts.append(len(drawn))
+    assert counts == [2, 3, 5]
+
+
 def test_errors_are_one_sentence_and_the_process_lives_on(worker, refaced):
     small = worker.write(np.zeros((3, 3, 3), np.uint8))
     calls = [
@@ -286,19 +364,22 @@ def test_an_out_of_memory_is_answered_and_not_the_end(tmp_path, monkeypatch):
 
 
 def test_preloading_stops_as_soon_as_a_request_comes(tmp_path, monkeypatch):
-    worker, steps = Worker(tmp_path), []
+    steps = []
+    worker = Worker(tmp_path, wanted=lambda: len(steps) == 2)
     monkeypatch.setattr(worker, "_steps", lambda: (steps.append(step) for step in range(5)))
-    worker.preload(wanted=lambda: len(steps) == 2)
+    worker.preload()
     assert steps == [0, 1]
 
 
 def test_it_warms_up_once_whenever_there_is_time(tmp_path, monkeypatch):
-    worker, steps = Worker(tmp_path), []
+    steps, requests = [], ["a request"]
+    worker = Worker(tmp_path, wanted=lambda: bool(requests))
     monkeypatch.setattr(worker, "_steps", lambda: iter(()))
     monkeypatch.setattr(worker, "_warm_up_steps", lambda: (steps.append(step) for step in "ab"))
-    worker.preload(wanted=lambda: True)  # a request came first
-    worker.preload(wanted=lambda: False)
-    worker.preload(wanted=lambda: False)
+    worker.preload()
+    requests.clear()
+    worker.preload()
+    worker.preload()
     assert steps == ["a", "a", "b"]
 
 
@@ -311,7 +392,7 @@ def test_the_region_that_was_found_gives_what_was_prepared(refacer, result):
     same = refacer.with_region(result.prepared, result.face_region)
     assert same.expected_ml == result.prepared.expected_ml
     assert same.anatomy.warnings == result.prepared.anatomy.warnings
-    for name in ("scan", "region", "cover"):
+    for name in ("scan", "region"):
         assert torch.equal(getattr(same.working, name), getattr(result.prepared.working, name))
     assert torch.equal(same.working.meeting.shift, result.prepared.working.meeting.shift)
 

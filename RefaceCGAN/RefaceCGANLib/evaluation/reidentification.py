@@ -6,9 +6,12 @@ sees is compared with what it sees of the originals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,12 +23,17 @@ from .faces import FaceModels, Look, distance
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["VIEWS", "FaceModels", "Look", "distance", "identification", "nearest", "portraits", "rescan"]
+__all__ = [
+    *("MATCH", "VIEWS", "FaceModels", "Look", "Recogniser", "distance", "identification", "nearest", "portraits"),
+    "rescan",
+]
 
 VIEWS = ("frontal", "left three-quarter", "right three-quarter", "from above")
 """Of seven views of 40 heads these told people apart best: AUC of simulated re-scans 1.00, 1.00, 1.00 and 0.99
 (from below 0.95, profiles 0.66 and 0.88). Four views together: at most 0.35 from the own re-scan, 1 % of the
 distances to other people below 0.45."""
+MATCH = 0.4
+"""Two looks nearer to each other than this are taken for one person (Molchanova et al. 2023, appendix D)."""
 SIZE = 384  # pixels; of 512 the recogniser confuses more people, of 256 it takes bare skulls for faces
 
 TURN, SHIFT = 4.0, 4.0  # pose: degrees about each axis and mm along it, standard deviation
@@ -46,6 +54,58 @@ def portraits(
     own = surface.skin_surface(reference.array, reference.affine, threshold)
     skin = own if volume is reference else surface.skin_surface(volume.array, volume.affine, threshold)
     return surface.render(skin, views, (size, size), surface.frame_of(own))
+
+
+class Recogniser:
+    """A face detector and one recogniser, at hand to compare refaced scans with their original. How the last
+    original looks is kept, so that a further face of it costs one head's pictures.
+
+    detector, recogniser: ONNX files, or for the recogniser a table; see `FaceModels`, whose errors are raised.
+    """
+
+    def __init__(self, detector: Path, recogniser: Path | dict[str, Any], threads: int = 1) -> None:
+        self._models = FaceModels(detector, {"": recogniser}, threads)
+        self._original: tuple[bytes, float, surface.Frame, Look] | None = None
+
+    def check(
+        self, original: Volume, refaced: Volume, limit: float = MATCH, pause: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
+        """Whether a refaced scan still looks like its original, as an entry for a report's checks.
+
+        limit: the least distance, 0..2, at which two faces do not match.  pause: called between two pieces of
+        work, of a second at most; what it raises goes through. The entry's value is the distance, None where no
+        view shows both faces; detected: the detector's best score (0..1, 0 for no face) of original and refaced.
+        Raises InputError as `portraits` does.
+        """
+        _, level, frame, own = self._look_at_original(original, pause)
+        other = self._look(surface.skin_surface(refaced.array, refaced.affine, level), frame, pause)
+        apart = distance(own, other)
+        return {
+            "name": "face_distance",
+            "value": None if math.isnan(apart) else round(apart, 3),
+            "limit": [limit, 2.0],
+            "passed": not apart < limit,  # nobody is recognised where there is no face
+            "detected": [round(float(look.scores.max()), 3) for look in (own, other)],
+        }
+
+    def _look_at_original(
+        self, original: Volume, pause: Callable[[], None]
+    ) -> tuple[bytes, float, surface.Frame, Look]:
+        digest = hashlib.sha256(original.stored.tobytes("A") + original.affine.tobytes()).digest()
+        if self._original is None or self._original[0] != digest:
+            level = surface.skin_threshold(original.array, original.spacing)
+            pause()
+            skin = surface.skin_surface(original.array, original.affine, level)
+            frame = surface.frame_of(skin)
+            self._original = digest, level, frame, self._look(skin, frame, pause)
+            pause()
+        return self._original
+
+    def _look(self, skin: surface.Surface, frame: surface.Frame, pause: Callable[[], None]) -> Look:
+        pause()
+        pictures = surface.render(skin, VIEWS, (SIZE, SIZE), frame)
+        pause()
+        return self._models.look(pictures)[""]
 
 
 def rescan(volume: Volume, rng: np.random.Generator) -> Volume:
