@@ -111,7 +111,7 @@ class RefaceCGANParameterNode:
     """What is saved with the scene.
 
     inputVolume, refacedVolume: the head and its result.  dropout: below 0 for the model's own.  threads: 0 for
-    all.
+    all.  faceThreshold: the distance below which two faces match (Molchanova et al. 2023, appendix D).
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -120,6 +120,7 @@ class RefaceCGANParameterNode:
     candidates: Annotated[int, WithinRange(1, 8)] = 1
     dropout: Annotated[float, WithinRange(-0.05, 0.95)] = -0.05
     threads: Annotated[int, WithinRange(0, 64)] = 0
+    faceThreshold: Annotated[float, WithinRange(0.0, 2.0)] = 0.4
     defaced: Defaced = Defaced.AUTO
     device: Device = Device.AUTO
 
@@ -225,7 +226,9 @@ class RefaceCGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             )
         self._parameters = parameters
         if parameters:
-            self._guiTag = parameters.connectGui(self.ui)
+            widgets = {widget.property("SlicerParameterName"): widget for widget in vars(self.ui).values()}
+            widgets.pop(None, None)  # connectGui would do all this, but tells no tag to disconnect by
+            self._guiTag = parameters.connectParametersToGui(widgets)
             self.addObserver(parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParametersModified)
         if self.panel:
             self.panel.set_parameters(parameters)
@@ -260,8 +263,8 @@ class RefaceCGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 
 class RefaceCGANLogic(ScriptedLoadableModuleLogic):
-    """RefaceCGAN for scripts: `process`, `deface`, `showFaces`, `compareImage`, `saveReport`. Works with and
-    without a window. One logic keeps one engine warm: use it for all scans of a loop."""
+    """RefaceCGAN for scripts: `process`, `deface`, `faceDistance`, `showFaces`, `compareImage`, `saveReport`.
+    Works with and without a window. One logic keeps one engine warm: use it for all scans of a loop."""
 
     def __init__(self) -> None:
         from RefaceCGANSlicer.session import Session
@@ -339,6 +342,18 @@ class RefaceCGANLogic(ScriptedLoadableModuleLogic):
         node = scene.add_result(inputVolumeNode, answer["defaced"], name, answer["report"], outputVolumeNode)
         scene.add_face_region(node, answer["face_region"])
         return node
+
+    def faceDistance(self, result: Any, detector: str, recogniser: str, threshold: float = 0.4) -> float | None:
+        """How far the face of a result of `process` is from its original's for a face recogniser: 0..2, None where
+        no view shows both faces. Below `threshold` they match; the result's report then has a failed check.
+
+        detector, recogniser: the ONNX files of YuNet and of a network of the ArcFace family. Raises as `process`
+        does, also where the engine's Python has no ONNX Runtime."""
+        models = {"detector": str(detector), "recogniser": str(recogniser), "limit": threshold}
+        session = self.session
+        check = session.wait(lambda **callbacks: session.recognise(result, models, **callbacks))
+        distance: float | None = check["value"]
+        return distance
 
     def showFaces(self, originalVolumeNode: Any, refacedVolumeNode: Any) -> Any:
         """Show two scans of one head side by side; see RefaceCGANSlicer.views.Faces for what can be done with

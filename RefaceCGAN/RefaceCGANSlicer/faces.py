@@ -6,14 +6,17 @@ drawn they take little memory, and picking one takes no engine.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import slicer
 import vtk
+from RefaceCGANLib.errors import InputError
 
 from . import scene
+from .child import _
 
 
 @dataclass(eq=False)
@@ -31,6 +34,28 @@ class Face:
     faceRegion: np.ndarray = field(repr=False)
     values: np.ndarray = field(repr=False)
     qc: scene.QC = field(default_factory=scene.QC)
+
+    def refaced(self, original: np.ndarray) -> np.ndarray:
+        """The refaced scan (I, J, K), made from the original's voxels. Raises InputError for those of another."""
+        if original.shape != self.faceRegion.shape or original.dtype != self.values.dtype:
+            raise InputError(_("The scan was changed since this face was drawn; reface it again."))
+        array = original.copy(order="K")
+        array[self.faceRegion] = self.values
+        return array
+
+    def check(self, name: str) -> dict[str, Any] | None:
+        """A check of the report; None where it was not made."""
+        return next((entry for entry in self.report["checks"] if entry["name"] == name), None)
+
+    def set_check(self, name: str, entry: dict[str, Any] | None) -> None:
+        """Put a check into the report in place of that of the same name, or, with None, take that out; also in
+        the node's report, where the node shows this face."""
+        node = self.volumeNode
+        shown = node is not None and node.GetAttribute(scene.REPORT) == json.dumps(self.report)
+        others = [other for other in self.report["checks"] if other["name"] != name]
+        self.report["checks"] = [*others, *filter(None, (entry,))]
+        if shown:
+            scene.set_report(node, self.report)
 
 
 class Head:
@@ -77,8 +102,7 @@ class Head:
     def pick(self, face: Face) -> None:
         """Put a face into `refacedNode`, with its report, its face region and what the eye found. Raises
         InputError where the input has changed."""
-        array = scene.volume_of(self.inputNode)[0].copy(order="K")
-        array[face.faceRegion] = face.values
+        array = face.refaced(scene.volume_of(self.inputNode)[0])
         self.refacedNode = scene.add_result(self.inputNode, array, report=face.report, node=self.refacedNode)
         scene.set_qc(self.refacedNode, face.qc)
         if self.chosen is None or face.faceRegion is not self.chosen.faceRegion or self.region_edited():

@@ -19,9 +19,10 @@ from slicer.i18n import tr as _
 
 from . import scene
 from .engine import EngineError
+from .recognition import Recognition
 from .sections import Advanced, Judge, Save
 from .see import See
-from .verdict import INFO, RED, Verdict, verdict_of
+from .verdict import INFO, RED, Verdict
 from .widgets import allow, busy_text, device_text, frame_style, input_text, primary_style
 
 SEEDS = 10**6
@@ -44,6 +45,7 @@ class Session(Protocol):
     def start(self, node: Any, seed: int, settings: dict[str, Any], **callbacks: Callable) -> None: ...
     def another(self, seed: int, settings: dict[str, Any], region: Any = None, **callbacks: Callable) -> None: ...
     def cancel(self) -> None: ...
+    def recognise(self, face: Any, models: dict[str, Any], **callbacks: Callable) -> None: ...
     def restore(self, node: Any, refaced: Any) -> bool: ...
     def pick(self, face: Any) -> None: ...
     def forget(self) -> None: ...
@@ -96,6 +98,7 @@ class Panel:
         self.judge = Judge(ui, self)
         self.save = Save(ui, self)
         self.advanced = Advanced(ui, self)
+        self.recognition = Recognition(self)
         self.timer = qt.QTimer()
         self.timer.setInterval(TICK_MS)
         self.timer.connect("timeout()", self.show_progress)
@@ -184,6 +187,7 @@ class Panel:
         """Forget the head and its faces; their node, if it is there, is an ordinary one from now on."""
         self.session.forget()
         self.see.forget()
+        self.recognition.forget()
         self.message = Verdict(INFO, sentence) if sentence else None
 
     def close(self) -> None:
@@ -191,6 +195,7 @@ class Panel:
         if self.run:
             self.stop("")
         self.see.forget()
+        self.recognition.timer.stop()
 
     # --- the engine ---------------------------------------------------------------------------------------
 
@@ -233,6 +238,7 @@ class Panel:
     def python_chosen(self) -> None:
         """Another Python is to run the engine."""
         self.session.close()
+        self.recognition.forget()
         self.check_engine()
         self.refresh()
 
@@ -340,6 +346,7 @@ class Panel:
     def stop(self, sentence: str) -> None:
         """Cancel: within a second, and the scene stays as it was."""
         self.session.cancel()
+        self.recognition.forget()
         self.end(Verdict(INFO, sentence) if sentence else None)
 
     def end(self, message: Verdict | None) -> None:
@@ -397,6 +404,7 @@ class Panel:
         allow(ui.anotherButton, another, _("Draw a different face for the same head; it takes a second or two."))
         ui.progressFrame.setVisible(running)
         self.show_progress()
+        self.recognition.refresh()
         self._show_verdict()
         self._show_faces()
         for section in (self.see, self.judge, self.save, self.advanced):
@@ -412,7 +420,7 @@ class Panel:
         face = self._face()
         if self.run or self.message:
             return self.message
-        return verdict_of(face.report) if face else None
+        return self.recognition.verdict(face) if face else None
 
     def _show_verdict(self) -> None:
         ui, verdict = self.ui, self.verdict()

@@ -181,7 +181,7 @@ def add_result(
         node.SetVoxelValueUnits(input_node.GetVoxelValueUnits())
         node.SetAndObserveTransformNodeID(input_node.GetTransformNodeID())
         node.SetNodeReferenceID(ORIGINAL, input_node.GetID())
-        node.SetAttribute(REPORT, json.dumps(report or {}))
+        set_report(node, report or {})
         set_qc(node, QC())
     _copy_display(input_node, node)
     _place_beside(node, input_node)
@@ -268,6 +268,11 @@ def report_of(result_node: Any) -> dict[str, Any]:
     if report and qc != QC():
         report["qc"] = {"passed": qc.passed, "ticks": list(qc.ticks), "note": qc.note}
     return report
+
+
+def set_report(result_node: Any, report: dict[str, Any]) -> None:
+    """Keep a report in the result node's attributes."""
+    result_node.SetAttribute(REPORT, json.dumps(report))
 
 
 def set_qc(result_node: Any, qc: QC) -> None:

@@ -17,12 +17,13 @@ from slicer.i18n import tr as _
 
 from . import scene
 from .engine import SETTING
-from .verdict import AMBER, COLOURS, RED, Verdict
-from .widgets import allow, frame_style, sentence_of
+from .verdict import AMBER, COLOURS, RED, Verdict, verdict_of
+from .widgets import allow, frame_style, on_path, sentence_of
 
 FOLDER, FORMAT, REMEMBERED = (f"RefaceCGAN/{key}" for key in ("SaveFolder", "SaveFormat", "Settings"))
+DETECTOR, RECOGNISER = (f"RefaceCGAN/{key}" for key in ("FaceDetector", "FaceRecogniser"))
 """Keys of the application's settings."""
-SETTINGS = ("model", "candidates", "dropout", "threads", "defaced", "device")
+SETTINGS = ("model", "candidates", "dropout", "threads", "defaced", "device", "faceThreshold")
 """The parameters that can be remembered."""
 FORMATS = (".nii.gz", ".nrrd", ".nii")
 
@@ -99,7 +100,7 @@ class Save:
             max(0, ui.saveFormat.findText(str(qt.QSettings().value(FORMAT, FORMATS[0]))))
         )
         ui.saveName.setText("refaced")  # not the scan's name, which may be the patient's
-        ui.saveFolder.connect("currentPathChanged(QString)", self._typed)
+        on_path(ui.saveFolder, self._typed)
         ui.saveName.connect("textChanged(QString)", self._typed)
         ui.saveButton.connect("clicked()", self._save)
         ui.removeOriginalButton.connect("clicked()", self._remove_original)
@@ -150,12 +151,17 @@ class Save:
     def _save(self) -> None:
         ui, settings = self.ui, qt.QSettings()
         path = Path(ui.saveFolder.currentPath) / (ui.saveName.text.strip() + ui.saveFormat.currentText)
+        head = self.panel.session.head
         question = _("{path} exists. Replace it?").format(path=path)
         if path.exists() and not slicer.util.confirmOkCancelDisplay(question):
             return
+        verdict = verdict_of(head.chosen.report)
+        question = "\n".join((f"{verdict.headline}.", *verdict.details, _("Save it all the same?")))
+        if verdict.level == RED and not slicer.util.confirmOkCancelDisplay(question):
+            return
         try:
             written = scene.write_result(
-                self.panel.session.head.refacedNode, path,
+                head.refacedNode, path,
                 mask=ui.maskCheck.checked, report=ui.reportCheck.checked, picture=ui.pictureCheck.checked,
             )  # fmt: skip
         except (RefaceError, ImportError) as error:
@@ -175,19 +181,22 @@ class Save:
 
 
 class Advanced:
-    """How the engine works. All but the Python environment belongs to the scene, and can be remembered for new
-    ones."""
+    """How the engine works. What are files of this computer, the Python environment and the face models, is the
+    application's; the rest belongs to the scene, and can be remembered for new ones."""
 
     def __init__(self, ui: Any, panel: Any) -> None:
         self.ui, self.panel, self._filling = ui, panel, True
-        ui.pythonPath.filters = ctk.ctkPathLineEdit.Files
-        ui.pythonPath.currentPath = str(qt.QSettings().value(SETTING, ""))
+        for edit, key in ((ui.pythonPath, SETTING), (ui.faceDetector, DETECTOR), (ui.faceRecogniser, RECOGNISER)):
+            edit.filters = ctk.ctkPathLineEdit.Files
+            edit.currentPath = str(qt.QSettings().value(key, ""))
         self.models = panel.session.models()
         for model in self.models:
             ui.modelCombo.addItem(model.id)
         ui.rememberCheck.setChecked(qt.QSettings().contains(REMEMBERED))
         ui.modelCombo.connect("currentIndexChanged(int)", self._model_chosen)
-        ui.pythonPath.connect("currentPathChanged(QString)", self._python_chosen)
+        on_path(ui.pythonPath, self._python_chosen)
+        on_path(ui.faceDetector, lambda path: self._face_model_chosen(DETECTOR, path))
+        on_path(ui.faceRecogniser, lambda path: self._face_model_chosen(RECOGNISER, path))
         ui.rememberCheck.connect("toggled(bool)", self._remember)
         self._filling = False
 
@@ -208,6 +217,16 @@ class Advanced:
             "defaced": chosen.defaced.value,
         }
 
+    def face_models(self) -> dict[str, Any] | None:
+        """What a new face is compared with the original's by (see Session.recognise); None where no face
+        recogniser is set."""
+        detector, recogniser = (
+            str(edit.currentPath).strip() for edit in (self.ui.faceDetector, self.ui.faceRecogniser)
+        )
+        if not (detector and recogniser and self.panel.parameters):
+            return None
+        return {"detector": detector, "recogniser": recogniser, "limit": self.panel.parameters.faceThreshold}
+
     def refresh(self, _no_face: str) -> None:
         ui = self.ui
         wait = _("Wait until the run is over, or cancel it.") if self.panel.run else ""
@@ -218,6 +237,9 @@ class Advanced:
             (ui.defacedCombo, _("Whether the face was taken off before; then only what was emptied is filled.")),
             (ui.deviceCombo, _("Where the networks run.")),
             (ui.threadsSpin, _("How many threads of the processor the engine may use.")),
+            (ui.faceDetector, _("YuNet as an ONNX file; with a face recogniser, new faces are compared.")),
+            (ui.faceRecogniser, _("A network of the ArcFace family as an ONNX file, for 112 × 112 pixels.")),
+            (ui.faceThresholdSpin, _("Two faces with a distance below this are taken for one person's.")),
             (ui.rememberCheck, _("Use these settings for new scenes, too.")),
         ):
             allow(widget, wait, tip)
@@ -240,6 +262,10 @@ class Advanced:
     def _python_chosen(self, path: str) -> None:
         qt.QSettings().setValue(SETTING, path)
         self.panel.python_chosen()
+
+    def _face_model_chosen(self, key: str, path: str) -> None:
+        qt.QSettings().setValue(key, path)
+        self.panel.refresh()
 
     def _remember(self, wanted: bool) -> None:
         if wanted and self.panel.parameters:

@@ -16,6 +16,7 @@ from slicer.i18n import tr as _
 from . import install, scene
 from .engine import VARIABLE, Engine, EngineError, is_own, python_of
 from .faces import Face, Head
+from .verdict import FACE_DISTANCE
 
 POLL_MS = 30
 """How often the engine is asked for news while it works."""
@@ -93,7 +94,7 @@ class Session:
         try:
             begin(on_progress=lambda stage, fraction: None, on_done=end, on_error=end)
             if not outcome:
-                loop.exec_()
+                run(loop)
         finally:
             self._end_wait = None
         if isinstance(outcome[0], Exception):
@@ -135,6 +136,24 @@ class Session:
             return
         self._load(settings, {})
         self._request("deface", callbacks, volume=array, affine=affine, defaced=settings["defaced"])
+
+    def recognise(self, face: Face, models: dict[str, Any], **callbacks: Callable) -> None:
+        """Find out whether a face recogniser takes a face for its original's. models: detector and recogniser,
+        ONNX files, and limit, the least distance of two people. on_done hears the entry for the report's checks,
+        once it is in there; an error of kind "cancelled" says that something else was asked for in between."""
+        try:
+            original, affine = scene.volume_of(scene.original_of(face.volumeNode))
+            refaced = face.refaced(original)
+        except InputError as error:
+            callbacks["on_error"](error)
+            return
+
+        def recognised(answer: dict[str, Any]) -> None:
+            face.set_check(FACE_DISTANCE, answer["check"])
+            callbacks["on_done"](answer["check"])
+
+        arguments = {"original": original, "refaced": refaced, "affine": affine, **models}
+        self._request("recognise", {**callbacks, "on_done": recognised}, **arguments)
 
     def pick(self, face: Face) -> None:
         self.head.pick(face)
@@ -239,6 +258,11 @@ class Session:
         self._engine.poll()
         if not self._waiting:
             self._timer.stop()
+
+
+def run(loop: Any) -> None:
+    """Run a qt.QEventLoop until it is quit; PythonQt calls its method by one name with Qt 5, by another with 6."""
+    (getattr(loop, "exec_", None) or loop.exec)()
 
 
 def _nothing(_outcome: Any) -> None:

@@ -70,11 +70,13 @@ class Story:
 
     def waitFor(self, isThere: Callable[[], bool], what: str) -> None:
         """Let the application live until isThere()."""
+        from RefaceCGANSlicer import session
+
         loop, timer, limit = qt.QEventLoop(), qt.QTimer(), time.monotonic() + self.ENGINE_SECONDS
         timer.setInterval(20)
         timer.connect("timeout()", lambda: loop.quit() if isThere() or time.monotonic() > limit else None)
         timer.start()
-        loop.exec_()
+        session.run(loop)
         timer.stop()
         self.assertTrue(isThere(), f"{what} did not come; the panel says: {self.ui.verdictHeadline.text}")
 

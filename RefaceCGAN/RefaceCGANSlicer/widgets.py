@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,12 @@ def allow(widget: Any, reason: str, tip: str) -> None:
     """Enable a widget unless there is a reason why not; its tool tip says the reason, or what the widget does."""
     widget.setEnabled(not reason)
     widget.setToolTip(reason or tip)
+
+
+def on_path(edit: Any, changed: Callable[[str], None]) -> None:
+    """Call changed(path) whenever a ctkPathLineEdit holds another path; that it was emptied it says otherwise."""
+    edit.connect("currentPathChanged(QString)", changed)
+    edit.connect("validInputChanged(bool)", lambda valid: None if valid else changed(edit.currentPath))
 
 
 def primary_style() -> str:

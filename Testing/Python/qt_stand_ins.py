@@ -222,31 +222,42 @@ class ctkSliderWidget(qt.QWidget):  # type: ignore[name-defined,misc]
 
 
 class ctkPathLineEdit(qt.QWidget):  # type: ignore[name-defined,misc]
-    """A path to type or to browse for."""
+    """A path to type or to browse for. As in CTK it tells of a path by one signal and of none by the other."""
 
     Files, Dirs = 2, 1
-    currentPathChanged = QtCore.Signal(str)
+    currentPathChanged, validInputChanged = QtCore.Signal(str), QtCore.Signal(bool)
 
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
-        self._combo, self._filters = QtWidgets.QComboBox(), 0
+        self._combo, self._filters, self._valid = QtWidgets.QComboBox(), 0, False
         self._combo.setEditable(True)
         self._combo.setSizePolicy(QtWidgets.QSizePolicy.Policy.Expanding, QtWidgets.QSizePolicy.Policy.Fixed)
         self._combo.setSizeAdjustPolicy(QtWidgets.QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self._combo.setMinimumContentsLength(5)
         browse = QtWidgets.QToolButton()
         browse.setText("…")
         layout = QtWidgets.QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._combo)
         layout.addWidget(browse)
-        self._combo.currentTextChanged.connect(self.currentPathChanged)
+        self._combo.currentTextChanged.connect(self._changed)
         self.setFocusProxy(self._combo)
+
+    def _changed(self, path: str) -> None:
+        changed, self._valid = self._valid != bool(path), bool(path)
+        if path:
+            self.currentPathChanged.emit(path)
+        if changed:
+            self.validInputChanged.emit(self._valid)
 
     def addCurrentPathToHistory(self) -> None: ...
 
     currentPath = QtCore.Property(
         str, lambda self: self._combo.currentText(), lambda self, x: self._combo.setCurrentText(x)
+    )
+    minimumContentsLength = QtCore.Property(
+        int,
+        lambda self: self._combo.minimumContentsLength(),
+        lambda self, x: self._combo.setMinimumContentsLength(x),
     )
     filters = QtCore.Property(int, lambda self: self._filters, lambda self, x: setattr(self, "_filters", x))
 
@@ -445,10 +456,13 @@ def parameterNodeWrapper(cls: type) -> type:
                     put(parameter.read(self.parameterNode))
             self._showing = False
 
-    def connectGui(self: Any, gui: Any) -> int:
-        named = {
+    def connectGui(self: Any, gui: Any) -> None:
+        """As Slicer's, it tells no tag."""
+        connectParametersToGui(self, {
             w.property("SlicerParameterName"): w for w in vars(gui).values() if w.property("SlicerParameterName")
-        }
+        })  # fmt: skip
+
+    def connectParametersToGui(self: Any, named: dict[str, Any]) -> int:
         unknown = set(named) - {parameter.name for parameter in parameters}
         if unknown:
             raise ValueError(f"no parameter is called {unknown}")
@@ -474,7 +488,8 @@ def parameterNodeWrapper(cls: type) -> type:
         write = lambda self, value, parameter=parameter: parameter.write(self.parameterNode, value)  # noqa: E731
         setattr(cls, parameter.name, property(read, write))
     cls.__init__ = __init__
-    cls.connectGui, cls.disconnectGui = connectGui, lambda self, tag: self._guis.pop(tag, None)
+    cls.connectGui, cls.connectParametersToGui = connectGui, connectParametersToGui
+    cls.disconnectGui = lambda self, tag: self._guis.pop(tag, None)
     cls.AddObserver = lambda self, event, f, priority=0.0: self.parameterNode.AddObserver(event, f, priority)
     cls.RemoveObserver = lambda self, tag: self.parameterNode.RemoveObserver(tag)
     return cls

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import json
 import logging
 import sys
@@ -77,6 +78,11 @@ class FakeEngine:
     def _answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if command == "load":
             return {"model": "default", "device": "cpu", "threads": 2}
+        if command == "recognise":
+            changed = arguments["original"] != arguments["refaced"]
+            distance, limit = round(float(changed.mean()), 3), arguments["limit"]
+            passed = distance >= limit
+            return {"check": {"name": "face_distance", "value": distance, "limit": [limit, 2.0], "passed": passed}}
         region = arguments.get("face_region", np.indices(SHAPE)[1] > 12)
         array = head_array()
         array[region] = 5
@@ -261,6 +267,26 @@ def test_cancel_ends_a_script_that_waits(logic: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(FakeEngine, "poll", lambda engine: logic.session.cancel())
     with pytest.raises(EngineError, match="Cancelled"):
         logic.process(add_head())
+
+
+def test_the_distance_to_the_original_face_goes_into_the_report(logic: Any) -> None:
+    result = logic.process(add_head(), seed=1)
+    distance = logic.faceDistance(result, "yunet.onnx", "arcface.onnx")
+    assert 0 < distance < 0.4
+    entry = {"name": "face_distance", "value": distance, "limit": [0.4, 2.0], "passed": False}
+    assert result.report["checks"] == [entry] == scene.report_of(result.volumeNode)["checks"]
+    logic.faceDistance(result, "yunet.onnx", "arcface.onnx", threshold=0.1)
+    assert [check["passed"] for check in scene.report_of(result.volumeNode)["checks"]] == [True]
+    other = logic.process(add_head("other"), seed=2)
+    assert scene.report_of(other.volumeNode)["checks"] == []
+
+
+def test_the_threshold_is_the_paper_s() -> None:
+    from RefaceCGANLib.evaluation.reidentification import MATCH
+
+    defaults = inspect.signature(module.RefaceCGANLogic.faceDistance).parameters
+    assert defaults["threshold"].default == MATCH
+    assert "faceThreshold: Annotated[float, WithinRange(0.0, 2.0)] = 0.4" in inspect.getsource(module)
 
 
 def test_deface_gives_a_node_of_its_own(logic: Any) -> None:

@@ -65,6 +65,7 @@ class FakeSession:
         self.asked: list[tuple[str, Any]] = []
         self.callbacks: dict[str, Callable] = {}
         self.region: np.ndarray | None = None
+        self.looks: list[tuple[faces.Face, dict[str, Any], dict[str, Callable]]] = []
         self._next: faces.Head | None = None
 
     def missing(self) -> list[str]:
@@ -100,6 +101,9 @@ class FakeSession:
     def cancel(self) -> None:
         self.asked.append(("cancel", None))
 
+    def recognise(self, face: faces.Face, models: dict[str, Any], **callbacks: Callable) -> None:
+        self.looks.append((face, models, callbacks))
+
     def restore(self, node: Any, refaced: Any) -> bool:
         self.head = faces.Head.restored(refaced)
         return self.head is not None
@@ -123,6 +127,16 @@ class FakeSession:
             region = self.region.astype(np.uint8)
         refaced[region != 0] = seed
         self.callbacks["on_done"](self.head.add(refaced, region, {**REPORT, "seed": seed, **report}))
+
+    def recognised(
+        self, distance: float | None, detected: tuple[float, float] = (0.9, 0.9), limit: float = 0.4
+    ) -> None:
+        """The engine measured a distance: that asked for last."""
+        face, _models, callbacks = self.looks[-1]
+        passed = distance is None or distance >= limit
+        check = {"name": "face_distance", "value": distance, "limit": [limit, 2.0], "passed": passed}
+        face.set_check("face_distance", {**check, "detected": list(detected)})
+        callbacks["on_done"](check)
 
 
 class FakeViews:
@@ -183,6 +197,17 @@ class World:
     def choose(self, node: Any) -> Any:
         self.parameters.inputVolume = node
         return node
+
+    def set_face_models(self) -> None:
+        self.ui.faceDetector.currentPath, self.ui.faceRecogniser.currentPath = (
+            "/models/yunet.onnx",
+            "/models/arc.onnx",
+        )
+
+    def a_while_later(self) -> None:
+        """The faces have been on screen for a while."""
+        if self.panel.recognition.timer.active:
+            self.panel.recognition.timer.timeout.emit()
 
     def refaced(self, seed: int = 7, **report: Any) -> Any:
         """Choose a head, reface it, and return the node of the result."""
@@ -519,6 +544,138 @@ def test_the_face_region_can_be_corrected_and_the_face_drawn_within_it(world: Wo
     assert scene.face_region_of(node)[0, 13, 0] and reason(world.ui.redrawButton) == "Edit the face region first."
 
 
+# --- the distance to the original's face -------------------------------------------------------------------
+
+
+DISTANCE = "Distance to the original face: "
+
+
+def test_the_distance_is_asked_for_once_both_faces_are_on_screen(world: World) -> None:
+    world.set_face_models()
+    world.refaced()
+    assert world.session.looks == [] and world.ui.verdictHeadline.text == "All checks passed"
+    assert world.ui.verdictDetails.text.endswith(DISTANCE + "being measured …")
+    world.a_while_later()
+    (face, models, _callbacks), *others = world.session.looks
+    assert face is world.session.head.chosen and not others
+    assert models == {"detector": "/models/yunet.onnx", "recogniser": "/models/arc.onnx", "limit": 0.4}
+    world.session.recognised(0.66)
+    world.a_while_later()
+    assert world.ui.verdictDetails.text.endswith(DISTANCE + "0.66 (a match is below 0.40)")
+    assert world.ui.verdictSymbol.text == "✔" and len(world.session.looks) == 1
+    assert scene.report_of(world.session.head.refacedNode)["checks"][-1]["value"] == 0.66
+
+
+def test_a_face_that_matches_its_owner_s_is_red_and_saved_only_on_purpose(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.set_face_models()
+    world.refaced()
+    world.a_while_later()
+    world.session.recognised(0.31)
+    assert (world.ui.verdictSymbol.text, world.ui.verdictHeadline.text) == ("✖", "Not safe to share")
+    assert world.ui.verdictDetails.text == DISTANCE + "0.31 (a match is below 0.40)"
+    questions: list[str] = []
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", questions.append)
+    world.ui.saveFolder.currentPath = str(tmp_path)
+    world.ui.saveButton.click()
+    assert "0.31" in questions[0] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("detected", "words"),
+    [((0.9, 0.0), "No face was detected in the refaced head."), ((0.0, 0.9), "in the original")],
+)
+def test_where_no_face_is_seen_the_verdict_is_amber(
+    world: World, detected: tuple[float, float], words: str
+) -> None:
+    world.set_face_models()
+    world.refaced()
+    world.a_while_later()
+    world.session.recognised(None, detected)
+    assert world.ui.verdictSymbol.text == "!" and words in world.ui.verdictDetails.text
+
+
+def test_a_recogniser_that_cannot_be_used_is_said_and_the_verdict_goes_on(world: World) -> None:
+    world.set_face_models()
+    world.refaced()
+    world.a_while_later()
+    world.session.looks[-1][2]["on_error"](EngineError("Faces need ONNX Runtime; install it.", "input"))
+    assert world.ui.verdictSymbol.text == "!" and world.ui.saveButton.toolTip == "Choose a folder first."
+    assert "was not measured. Faces need ONNX Runtime; install it." in world.ui.verdictDetails.text
+    world.a_while_later()
+    assert len(world.session.looks) == 1  # it is not asked for over and over
+
+
+def test_another_face_comes_first_and_a_late_answer_stays_with_its_own_face(world: World) -> None:
+    world.set_face_models()
+    world.refaced(seed=7)
+    world.a_while_later()
+    first, _models, late = world.session.looks[0]
+    world.ui.anotherButton.click()
+    late["on_error"](EngineError("Another request came in between.", "cancelled"))
+    world.session.draw(seed=8)
+    world.a_while_later()
+    assert world.session.looks[-1][0] is world.session.head.chosen is not first
+    late["on_done"]({})
+    assert world.ui.verdictDetails.text.endswith("being measured …")
+    world.session.recognised(0.55)
+    world.ui.facesList.currentRow = 0
+    assert "0.55" not in world.ui.verdictDetails.text
+    world.a_while_later()
+    assert world.session.looks[-1][0] is first
+    world.session.recognised(0.44)
+    world.ui.facesList.currentRow = 1
+    assert DISTANCE + "0.55" in world.ui.verdictDetails.text and not world.panel.recognition.timer.active
+
+
+def test_a_cancelled_run_does_not_leave_the_distance_open(world: World) -> None:
+    world.set_face_models()
+    world.refaced()
+    world.a_while_later()
+    world.ui.anotherButton.click()
+    world.ui.refaceButton.click()  # Cancel ends the engine, which had not answered
+    world.a_while_later()
+    assert len(world.session.looks) == 2
+
+
+def test_other_face_models_or_another_threshold_measure_anew(world: World) -> None:
+    world.set_face_models()
+    world.refaced()
+    world.a_while_later()
+    world.session.recognised(0.45)
+    world.ui.faceThresholdSpin.value = 0.5
+    assert world.ui.verdictDetails.text.endswith("being measured …")
+    world.a_while_later()
+    assert world.session.looks[-1][1]["limit"] == 0.5
+    world.session.recognised(0.45, limit=0.5)
+    assert world.ui.verdictSymbol.text == "✖"
+    world.ui.faceDetector.currentPath = ""
+    assert not world.panel.recognition.timer.active and "0.45" in world.ui.verdictDetails.text
+
+
+@pytest.mark.parametrize("report", [{}, {"already_defaced": True}])
+def test_nothing_is_measured_without_a_recogniser_or_a_face(world: World, report: dict[str, Any]) -> None:
+    world.ui.faceDetector.currentPath = "/models/yunet.onnx"
+    if report:
+        world.set_face_models()
+    world.refaced(**report)
+    world.a_while_later()
+    assert world.session.looks == [] and DISTANCE not in world.ui.verdictDetails.text
+
+
+def test_a_distance_comes_back_with_a_saved_scene(world: World) -> None:
+    world.set_face_models()
+    world.refaced()
+    world.a_while_later()
+    world.session.recognised(0.66)
+    world.session.head = None
+    world.panel.see.forget()
+    world.panel.set_parameters(world.parameters)
+    world.ui.showButton.click()
+    assert DISTANCE + "0.66" in world.ui.verdictDetails.text and not world.panel.recognition.timer.active
+
+
 # --- see --------------------------------------------------------------------------------------------------
 
 
@@ -723,6 +880,26 @@ def test_the_python_of_the_environment_goes_before_the_setting(world: World) -> 
     world.session.python = "/opt/python"
     world.choose(add_head())
     assert reason(world.ui.pythonPath) == "REFACECGAN_PYTHON names the Python: /opt/python"
+
+
+def test_face_models_are_the_application_s_and_the_threshold_the_scene_s(world: World) -> None:
+    kept = qt_stand_ins.QSettings.kept
+    world.set_face_models()
+    assert (kept[sections.DETECTOR], kept[sections.RECOGNISER]) == ("/models/yunet.onnx", "/models/arc.onnx")
+    world.ui.faceThresholdSpin.value = 0.3
+    assert world.parameters.faceThreshold == 0.3
+    world.ui.rememberCheck.click()
+    assert '"faceThreshold": 0.3' in kept[sections.REMEMBERED]
+    world.ui.faceDetector.currentPath = ""
+    assert kept[sections.DETECTOR] == "" and world.panel.advanced.face_models() is None
+
+
+def test_an_emptied_python_is_slicer_s_own(world: World) -> None:
+    world.choose(add_head())
+    for path in ("/opt/other/python", ""):
+        world.ui.pythonPath.currentPath = path
+        assert qt_stand_ins.QSettings().value(sections.SETTING) == path
+    assert world.session.asked.count(("close", None)) == 2
 
 
 def test_another_python_starts_another_engine(world: World) -> None:
