@@ -29,6 +29,9 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
+BEGUN = "RefaceCGAN.begun"
+"""Attribute of a parameter node in use. Its parameters do not tell: when the scene is closed, wrappers of it that
+are still about write them anew."""
 SAMPLE = "RefaceCGANAverageHead"
 SAMPLE_FILE = "average_head.nii.gz"
 SAMPLE_SHA256 = "ea363c1e367016778f7120db3f8ccb234e10f087f239697ff91d63a0ae593224"
@@ -281,7 +284,8 @@ class RefaceCGANLogic(ScriptedLoadableModuleLogic):
         from RefaceCGANSlicer.sections import recall
 
         node = ScriptedLoadableModuleLogic.getParameterNode(self)
-        isNew = not node.HasParameter("candidates")
+        isNew = not node.GetAttribute(BEGUN)
+        node.SetAttribute(BEGUN, "1")
         parameters = RefaceCGANParameterNode(node)
         if isNew:
             recall(parameters)
@@ -338,7 +342,7 @@ class RefaceCGANLogic(ScriptedLoadableModuleLogic):
 
         settings = {"model": "default", "device": "auto", "threads": None, "defaced": defaced}
         answer = self.session.wait(lambda **callbacks: self.session.deface(inputVolumeNode, settings, **callbacks))
-        name = f"{inputVolumeNode.GetName()} defaced"
+        name = _("{name} defaced").format(name=inputVolumeNode.GetName())
         node = scene.add_result(inputVolumeNode, answer["defaced"], name, answer["report"], outputVolumeNode)
         scene.add_face_region(node, answer["face_region"])
         return node

@@ -13,13 +13,14 @@ from typing import Any
 import slicer
 from RefaceCGANLib.errors import InputError
 
+from .child import _
+
 LAYOUT = GROUP = 23051  # no other layout's number, no other view group's
 MARK = "RefaceCGAN.shown"
 """Attribute of every node that is there only to show faces."""
 PREVIOUS = "RefaceCGAN.previousLayout"
 """Attribute of the layout node: the layout from before."""
 ORIGINAL_VIEW, REFACED_VIEW = "RefaceOriginal", "RefaceRefaced"
-LABELS = {ORIGINAL_VIEW: "Original", REFACED_VIEW: "Refaced"}
 SLICES = {
     "RefaceAxial": ("Axial", "A", "#F34A33"),
     "RefaceCoronal": ("Coronal", "C", "#6EB04B"),
@@ -56,7 +57,7 @@ def activate() -> None:
         _keep_out_of_files(view, camera_of(view))
         corner = _widget_of(view).cornerAnnotation()
         corner.SetMaximumFontSize(FONT_SIZE)
-        corner.SetText(corner.UpperLeft, LABELS[view.GetLayoutName()])
+        corner.SetText(corner.UpperLeft, _labels()[view.GetLayoutName()])
     for logic in slice_logics():
         logic.GetSliceCompositeNode().SetLinkedControl(True)
         _keep_out_of_files(
@@ -130,7 +131,7 @@ def camera_of(view: Any) -> Any:
 def _layout_node() -> Any:
     manager = slicer.app.layoutManager()
     if manager is None:
-        raise InputError("Slicer has no window to show faces in; make a picture with compareImage instead.")
+        raise InputError(_("Slicer has no window to show faces in; make a picture with compareImage instead."))
     return manager.layoutLogic().GetLayoutNode()
 
 
@@ -144,6 +145,11 @@ def _widget_of(view: Any) -> Any:
     return next(widget for widget in widgets if widget.mrmlViewNode().GetID() == view.GetID())
 
 
+def _labels() -> dict[str, str]:
+    """What is written into the two 3D views."""
+    return {ORIGINAL_VIEW: _("Original"), REFACED_VIEW: _("Refaced")}
+
+
 def _description() -> str:
     """The layout as Slicer's XML."""
 
@@ -151,7 +157,7 @@ def _description() -> str:
         lines = "".join(f'<property name="{n}" action="default">{v}</property>' for n, v in properties.items())
         return f'<item><view class="{kind}" singletontag="{tag}">{lines}</view></item>'
 
-    faces = [view("vtkMRMLViewNode", tag, viewlabel=text, viewgroup=GROUP) for tag, text in LABELS.items()]
+    faces = [view("vtkMRMLViewNode", tag, viewlabel=text, viewgroup=GROUP) for tag, text in _labels().items()]
     slices = [
         view("vtkMRMLSliceNode", tag, orientation=turn, viewlabel=text, viewcolor=colour, viewgroup=GROUP)
         for tag, (turn, text, colour) in SLICES.items()

@@ -15,6 +15,8 @@ import numpy as np
 from RefaceCGANLib.errors import InputError
 from RefaceCGANLib.volume import SUFFIXES, Volume, check_output
 
+from .child import _
+
 PICTURE_VIEWS = "frontal", "three-quarter"
 
 
@@ -80,7 +82,8 @@ def write(
     except InputError as error:
         raise InputError(str(error).replace(str(hidden), str(path.parent))) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}); choose another place.") from error
+        message = _("{path} cannot be written ({why}); choose another place.")
+        raise InputError(message.format(path=path, why=error.strerror or error)) from error
     return written
 
 
@@ -103,7 +106,8 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
-        raise InputError(f"{path} is no BIDS sidecar; move it away or choose another name for the scan.")
+        message = _("{path} is no BIDS sidecar; move it away or choose another name for the scan.")
+        raise InputError(message.format(path=path))
     return content
 
 

@@ -22,6 +22,7 @@ from RefaceCGANLib.volume import Volume
 from vtk.util.numpy_support import vtk_to_numpy
 
 from . import saving
+from .child import _
 
 SCAN = "vtkMRMLScalarVolumeNode"
 ORIGINAL, REGION = "RefaceCGAN.original", "RefaceCGAN.faceRegion"
@@ -96,28 +97,29 @@ def orientation(affine: np.ndarray) -> str:
 def _obstacle(node: Any) -> str | None:
     """Why the node holds no single scan in a known place, or None."""
     if node is None:
-        return "No scan is chosen; choose one."
+        return _("No scan is chosen; choose one.")
     name = node.GetName()
     if node.IsA("vtkMRMLLabelMapVolumeNode") or node.IsA("vtkMRMLSegmentationNode"):
-        return f"{name} is a label map or segmentation; choose the scan itself."
+        return _("{name} is a label map or segmentation; choose the scan itself.").format(name=name)
     if not node.IsA(SCAN):
-        return f"{name} is no volume; choose a scan."
+        return _("{name} is no volume; choose a scan.").format(name=name)
     image = node.GetImageData()
     if image is None or not image.GetNumberOfPoints() or image.GetPointData().GetScalars() is None:
-        return f"{name} holds no voxels; load it again."
+        return _("{name} holds no voxels; load it again.").format(name=name)
     if node.GetClassName() != SCAN or image.GetNumberOfScalarComponents() > 1:
-        return f"{name} holds several volumes or colours; take out one 3D volume first."
+        return _("{name} holds several volumes or colours; take out one 3D volume first.").format(name=name)
     transform = node.GetParentTransformNode()
     if transform is not None and not transform.IsTransformToWorldLinear():
-        return f"{name} is under a non-linear transform; harden the transform or take the scan out of it."
+        text = _("{name} is under a non-linear transform; harden the transform or take the scan out of it.")
+        return text.format(name=name)
     return None
 
 
 def _note(node: Any) -> str | None:
     if _browsers(node):
-        return "This is one item of a sequence; only the item that is shown now is refaced."
+        return _("This is one item of a sequence; only the item that is shown now is refaced.")
     if node.GetParentTransformNode() is not None:
-        return "The scan is under a transform; it is refaced as it lies, and the result comes under the same one."
+        return _("The scan is under a transform; it is refaced as it lies, and the result comes under the same.")
     return None
 
 
@@ -164,16 +166,18 @@ def add_result(
     """
     source = input_node.GetImageData()
     if _obstacle(input_node) or array.shape != _array(input_node).shape or array.dtype != _array(input_node).dtype:
-        raise InputError(f"{input_node.GetName()} changed while it was worked on; start again.")
+        message = _("{name} changed while it was worked on; start again.")
+        raise InputError(message.format(name=input_node.GetName()))
     if node is input_node:
-        raise InputError("A result cannot replace its original; choose another output volume.")
+        raise InputError(_("A result cannot replace its original; choose another output volume."))
     scene = input_node.GetScene()
     image = vtk.vtkImageData()
     image.CopyStructure(source)
     image.AllocateScalars(source.GetScalarType(), 1)
     vtk_to_numpy(image.GetPointData().GetScalars()).reshape(array.shape[::-1])[...] = array.T
     if node is None:
-        node = scene.AddNewNodeByClass(SCAN, _unique_name(scene, name or f"{input_node.GetName()} refaced"))
+        name = name or _("{name} refaced").format(name=input_node.GetName())
+        node = scene.AddNewNodeByClass(SCAN, _unique_name(scene, name))
     with slicer.util.NodeModify(node):
         node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(_matrix(input_node)))
         node.SetAndObserveImageData(image)
@@ -192,7 +196,7 @@ def add_face_region(result_node: Any, region: np.ndarray) -> Any:
     """Put the face region (bool, I, J, K, in the result's geometry) into the scene as a segmentation node beside
     the result, which refers to it. Slices show its outline, 3D views do not; Segment Editor can edit it."""
     scene, original = result_node.GetScene(), original_of(result_node)
-    name = f"{(original or result_node).GetName()} face region"
+    name = _("{name} face region").format(name=(original or result_node).GetName())
     segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", _unique_name(scene, name))
     segmentation.CreateDefaultDisplayNodes()
     segmentation.SetReferenceImageGeometryParameterFromVolumeNode(result_node)
@@ -202,7 +206,7 @@ def add_face_region(result_node: Any, region: np.ndarray) -> Any:
     image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
     vtk_to_numpy(image.GetPointData().GetScalars()).reshape(region.shape[::-1])[...] = region.T
     image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(_matrix(result_node)))
-    segmentation.AddSegmentFromBinaryLabelmapRepresentation(image, "face region", REGION_COLOUR)
+    segmentation.AddSegmentFromBinaryLabelmapRepresentation(image, _("face region"), REGION_COLOUR)
     display = segmentation.GetDisplayNode()
     display.SetVisibility2DFill(False)
     display.SetVisibility2DOutline(True)
@@ -262,7 +266,8 @@ def report_of(result_node: Any) -> dict[str, Any]:
     """
     text = result_node.GetAttribute(REPORT)
     if text is None:
-        raise InputError(f"{result_node.GetName()} is no result of RefaceCGAN; choose a refaced scan.")
+        message = _("{name} is no result of RefaceCGAN; choose a refaced scan.")
+        raise InputError(message.format(name=result_node.GetName()))
     report = json.loads(text)
     qc = read_qc(result_node)
     if report and qc != QC():
@@ -348,7 +353,8 @@ def write_result(
     """
     content, original, values = report_of(result_node), original_of(result_node), _array(result_node)
     if original is not None and np.array_equal(values, _array(original)):
-        raise InputError(f"{result_node.GetName()} still shows the original's face; reface it first.")
+        message = _("{name} still shows the original's face; reface it first.")
+        raise InputError(message.format(name=result_node.GetName()))
     affine = _matrix(result_node)
     region = face_region_of(result_node) if mask else None
     return saving.write(

@@ -14,6 +14,7 @@ import vtk
 from RefaceCGANLib.errors import InputError
 from RefaceCGANLib.surface import SKIN, VIEW_ANGLE, VIEWS, Frame, Surface, add_lights, polydata
 
+from .child import _
 from .layout import camera_of, mark, renderer_of
 from .scene import SKIN_OF
 
@@ -44,7 +45,7 @@ def add_model(scene: Any, view: Any) -> Any:
 
 def set_surface(model: Any, surface: Surface, volume_node: Any) -> None:
     """Fill a skin model with the skin of a volume, and name it after that."""
-    model.SetName(f"{volume_node.GetName()} skin")
+    model.SetName(_("{name} skin").format(name=volume_node.GetName()))
     model.SetAndObservePolyData(polydata(surface))
     model.SetNodeReferenceID(SKIN_OF, volume_node.GetID())
 
@@ -62,7 +63,8 @@ def aim(view: Any, frame: Frame, name: str) -> None:
     Raises InputError for another name.
     """
     if name not in VIEWS:
-        raise InputError(f"There is no view {name!r}; choose from {', '.join(VIEWS)}.")
+        message = _("There is no view {name}; choose from {names}.")
+        raise InputError(message.format(name=repr(name), names=", ".join(VIEWS)))
     camera = camera_of(view)
     with slicer.util.NodeModify(camera):
         camera.SetViewAngle(VIEW_ANGLE)

@@ -309,3 +309,20 @@ class Story:
             self.widget.logic.process(empty)
         self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), count)
         slicer.mrmlScene.Clear()
+
+    def test_15_a_face_recogniser_that_cannot_be_used(self) -> None:
+        """The panel says why the distance to the original face was not measured; the verdict is there without."""
+        if not slicer.app.layoutManager():
+            self.skipTest("Slicer runs without a window")
+        self.refaced()
+        edits = self.ui.faceDetector, self.ui.faceRecogniser
+        before = [edit.currentPath for edit in edits]
+        try:
+            for edit in edits:
+                edit.currentPath = str(Path(tempfile.gettempdir()) / "no network.onnx")
+            self.waitFor(lambda: "was not measured" in self.ui.verdictDetails.text, "a word on the distance")
+            self.assertEqual(self.panel.verdict().level, "amber")
+        finally:
+            for edit, path in zip(edits, before, strict=True):
+                edit.currentPath = path
+        self.assertEqual([edit.currentPath for edit in edits], before)

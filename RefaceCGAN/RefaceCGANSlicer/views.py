@@ -23,6 +23,7 @@ from RefaceCGANLib.errors import InputError
 from RefaceCGANLib.volume import check_output
 
 from . import layout, skin
+from .child import _
 from .scene import REGION, files_of, volume_of
 
 COARSE_MM = 2.4  # voxels of a quick surface: a fifth of the time, and still the same face
@@ -113,7 +114,8 @@ class Faces:
     def set_rendering(self, kind: str) -> None:
         """Show the skin as "surface" or the scan as "volume" rendering; InputError for another word."""
         if kind not in RENDERINGS:
-            raise InputError(f"There is no rendering {kind!r}; choose from {', '.join(RENDERINGS)}.")
+            message = _("There is no rendering {kind}; choose from {kinds}.")
+            raise InputError(message.format(kind=repr(kind), kinds=", ".join(RENDERINGS)))
         self.rendering = kind
         for model in self._models:
             model.GetDisplayNode().SetVisibility(kind == RENDERINGS[0])

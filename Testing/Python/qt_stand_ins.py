@@ -441,6 +441,10 @@ def parameterNodeWrapper(cls: type) -> type:
 
     def __init__(self: Any, node: slicer.vtkMRMLScriptedModuleNode) -> None:
         self.parameterNode, self._guis, self._showing = node, {}, False
+        complete(node)
+        node.AddObserver("ModifiedEvent", lambda *_: complete(node))  # as Slicer's, also once nobody uses it
+
+    def complete(node: slicer.vtkMRMLScriptedModuleNode) -> None:
         for parameter in parameters:
             if not node.HasParameter(parameter.name):
                 default = parameter.default

@@ -143,7 +143,7 @@ def test_the_whole_story_on_the_sample_head(
     assert [line for line in said if not line.endswith("passed")] == [
         "test_08_saved_scene: skipped, it needs the application's readers and writers"
     ]
-    assert len(said) == 14 and not caplog.records
+    assert len(said) == 15 and not caplog.records
 
 
 # --- what Slicer asks of a module -------------------------------------------------------------------------
@@ -307,4 +307,6 @@ def test_remembered_settings_are_those_of_a_new_scene_only(logic: Any) -> None:
     assert logic.getParameterNode().threads == 3
     logic.getParameterNode().threads = 5
     assert logic.getParameterNode().threads == 5
+    slicer.mrmlScene.Clear()
+    assert logic.getParameterNode().threads == 3
     qt_stand_ins.QSettings.kept.clear()
