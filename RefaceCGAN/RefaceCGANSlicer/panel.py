@@ -27,6 +27,8 @@ from .widgets import allow, busy_text, device_text, frame_style, input_text, pri
 
 SEEDS = 10**6
 """Random seeds lie below this, so that they are easily typed again."""
+PREPARED = 0.7
+"""How much of a run is done when the head is prepared."""
 TICK_MS = 250
 """How often the time left is written anew."""
 
@@ -42,6 +44,8 @@ class Session(Protocol):
     def close(self) -> None: ...
     def install(self) -> None: ...
     def warm_up(self, settings: dict[str, Any], **callbacks: Callable) -> None: ...
+    def prepare(self, node: Any, settings: dict[str, Any], **callbacks: Callable) -> None: ...
+    def already_defaced(self, node: Any) -> bool | None: ...
     def start(self, node: Any, seed: int, settings: dict[str, Any], **callbacks: Callable) -> None: ...
     def another(self, seed: int, settings: dict[str, Any], region: Any = None, **callbacks: Callable) -> None: ...
     def cancel(self) -> None: ...
@@ -177,10 +181,11 @@ class Panel:
         self.refresh()
 
     def scene_closing(self) -> None:
-        """Stop whatever runs and forget the head."""
+        """Stop whatever runs, forget the head and end the engine, which holds it, too."""
         if self.run:
             self.stop("")
         self.drop(None)
+        self.session.close()
         self._input = self.description = self.message = None
 
     def drop(self, sentence: str | None) -> None:
@@ -231,6 +236,14 @@ class Panel:
         device = device_text(answer["device"])
         text = text.format(device=device, threads=answer["threads"], model=answer["model"])
         self.ui.readyLabel.setText("✔ " + text)
+        if not self.run and not self.why_not_reface():
+            listeners = {"on_progress": self._preparing, "on_done": lambda _answer: self.refresh()}
+            self.session.prepare(self._input, self.settings(), **listeners)
+
+    def _preparing(self, stage: str, fraction: float) -> None:
+        """Reface was pressed while the engine prepares the head: that is part of the run."""
+        if self.run and not self.run.drawn:
+            self.progressed(stage, PREPARED * fraction)
 
     def _not_warm(self, error: Exception) -> None:
         self.ui.readyLabel.setText("✖ " + str(error))
@@ -391,7 +404,8 @@ class Panel:
             ui.installButton, wait, _("Install what the engine needs into Slicer's Python; you are asked before.")
         )
         face = self._face()
-        ui.inputLabel.setText(input_text(self.description, face.report if face else None))
+        defaced = face.report["already_defaced"] if face else self.session.already_defaced(self._input)
+        ui.inputLabel.setText(input_text(self.description, defaced))
         ui.readyLabel.setVisible(bool(self._input))
         ui.refaceButton.setText(_("&Cancel") if running else _("&Reface"))
         ui.refaceButton.setStyleSheet("" if running or why_not else primary_style())

@@ -34,6 +34,8 @@ class Session:
         self.head: Head | None = None
         self._engine: Engine | None = None
         self._in_engine: tuple[Any, ...] | None = None  # which head and settings the engine holds
+        self._seen: Head | None = None  # the head that was prepared last
+        self._defaced: bool | None = None  # whether its face had been removed; None while that is not known
         self._waiting = 0
         self._end_wait: Callable | None = None
         self._timer = qt.QTimer()
@@ -67,7 +69,7 @@ class Session:
 
     def cancel(self) -> None:
         """Kill the engine with whatever it does; the next request starts another."""
-        self._waiting, self._in_engine = 0, None
+        self._waiting, self._in_engine, self._seen = 0, None, None
         self._timer.stop()
         if self._engine:
             self._engine.cancel()
@@ -102,6 +104,33 @@ class Session:
         return outcome[0]
 
     # --- faces --------------------------------------------------------------------------------------------
+
+    def prepare(self, node: Any, settings: dict[str, Any], **callbacks: Callable) -> None:
+        """Let the engine find brain and face of a volume node ahead of time, unless it was asked to already.
+        on_done hears the answer; what goes wrong is told when the node is refaced."""
+        if self._is_seen(node):
+            return
+        try:
+            array, affine = scene.volume_of(node)
+        except InputError:
+            return
+        seen, self._defaced = Head(node), None
+        self._seen = seen
+
+        def found(answer: dict[str, Any]) -> None:
+            if self._seen is seen:
+                self._defaced = answer["already_defaced"]
+                callbacks["on_done"](answer)
+
+        listeners = {**callbacks, "on_done": found}
+        self._request("prepare", listeners, volume=array, affine=affine, defaced=settings["defaced"])
+
+    def already_defaced(self, node: Any) -> bool | None:
+        """Whether the face of a volume node had been removed; None while that is not known."""
+        return self._defaced if self._is_seen(node) else None
+
+    def _is_seen(self, node: Any) -> bool:
+        return self._seen is not None and self._seen.inputNode is node and not self._seen.changed()
 
     def start(
         self, node: Any, seed: int, settings: dict[str, Any], output: Any = None, **callbacks: Callable

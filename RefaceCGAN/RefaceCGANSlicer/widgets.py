@@ -46,8 +46,8 @@ def sentence_of(error: Exception) -> str:
     return str(error)
 
 
-def input_text(description: Any, report: dict[str, Any] | None) -> str:
-    """What a scan is (`scene.Description`), and from the report of its result whether it had a face."""
+def input_text(description: Any, already_defaced: bool | None) -> str:
+    """What a scan is (`scene.Description`), and whether it has a face, where that is known."""
     if description is None:
         return _("Load a head MRI, or try the sample head.")
     if description.problem:
@@ -60,10 +60,10 @@ def input_text(description: Any, report: dict[str, Any] | None) -> str:
     text = _("{size} voxels of {spacing} mm, {orientation}").format(
         size=size, spacing=spacing, orientation=description.orientation
     )
-    if report is None:
+    if already_defaced is None:
         face = _("Whole head or already defaced: Reface will tell.")
     else:
-        face = _("Already defaced before.") if report["already_defaced"] else _("Whole head.")
+        face = _("Already defaced before.") if already_defaced else _("Whole head.")
     return "\n".join(filter(None, (text, face, description.note)))
 
 

@@ -78,6 +78,8 @@ class FakeEngine:
     def _answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if command == "load":
             return {"model": "default", "device": "cpu", "threads": 2}
+        if command == "prepare":
+            return {"already_defaced": True}
         if command == "recognise":
             changed = arguments["original"] != arguments["refaced"]
             distance, limit = round(float(changed.mean()), 3), arguments["limit"]
@@ -252,6 +254,26 @@ def test_an_engine_that_died_begins_from_the_start_with_the_corrected_region(log
     face = logic.session.wait(lambda **callbacks: logic.session.another(2, settings, region, **callbacks))
     assert [command for command, _ in logic.session._engine.asked][-3:] == ["load", "reface", "another"]
     assert np.array_equal(face.faceRegion, region) and len(logic.session.head.faces) == 2
+
+
+def test_a_head_is_prepared_once_and_anew_when_it_changed(logic: Any) -> None:
+    head, session, heard = add_head(), logic.session, []
+    settings = {"model": "default", "device": "auto", "threads": None, "dropout": None, "defaced": "auto"}
+
+    def prepare() -> None:
+        session.prepare(head, settings, on_progress=print, on_done=heard.append)
+        session._poll()
+
+    assert session.already_defaced(head) is None
+    for _ in range(2):
+        prepare()
+    assert session.already_defaced(head) is True and len(heard) == 1
+    slicer.util.arrayFromVolumeModified(head)
+    assert session.already_defaced(head) is None
+    prepare()
+    assert len(heard) == 2
+    session.cancel()
+    assert session.already_defaced(head) is None
 
 
 def test_process_raises_one_sentence_and_adds_nothing(logic: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,8 @@ class FakeSession:
         self.asked: list[tuple[str, Any]] = []
         self.callbacks: dict[str, Callable] = {}
         self.region: np.ndarray | None = None
+        self.prepared: list[tuple[Any, Callable, Callable]] = []
+        self.defaced: bool | None = None
         self.looks: list[tuple[faces.Face, dict[str, Any], dict[str, Callable]]] = []
         self._next: faces.Head | None = None
 
@@ -88,6 +90,12 @@ class FakeSession:
 
     def warm_up(self, settings: dict[str, Any], on_done: Callable, on_error: Callable) -> None:
         on_done({"device": "cpu", "threads": 2, "model": settings["model"]})
+
+    def prepare(self, node: Any, settings: dict[str, Any], on_progress: Callable, on_done: Callable) -> None:
+        self.prepared.append((node, on_progress, on_done))
+
+    def already_defaced(self, node: Any) -> bool | None:
+        return self.defaced
 
     def start(self, node: Any, seed: int, settings: dict[str, Any], **callbacks: Callable) -> None:
         self.asked.append(("start", settings))
@@ -353,10 +361,31 @@ def test_a_scan_is_described_and_can_be_refaced(world: World) -> None:
     assert world.ui.refaceButton.enabled and world.ui.refaceButton.text == "&Reface"
 
 
+@pytest.mark.parametrize(("defaced", "words"), [(False, "Whole head."), (True, "Already defaced before.")])
+def test_a_scan_is_prepared_ahead_and_the_panel_says_whether_it_has_a_face(
+    world: World, defaced: bool, words: str
+) -> None:
+    node = world.choose(add_head())
+    (prepared, on_progress, on_done), *others = world.session.prepared
+    assert prepared is node and not others
+    on_progress("anatomy", 0.5)  # nobody waits for it
+    assert not world.ui.progressFrame.visible
+    world.session.defaced = defaced
+    on_done({})
+    assert world.ui.inputLabel.text.splitlines()[1] == words
+
+
+def test_what_is_prepared_already_counts_in_a_run(world: World) -> None:
+    world.choose(add_head())
+    world.ui.refaceButton.click()
+    world.session.prepared[0][1]("anatomy", 0.5)
+    assert world.ui.progressBar.value == 35 and world.panel.run.stage == "anatomy"
+
+
 def test_a_scan_that_cannot_be_refaced_says_why(world: World) -> None:
     world.choose(add_volume(np.zeros(SHAPE, np.int16), np.eye(4), "empty"))
     assert "empty holds the value 0 in every voxel" in world.ui.inputLabel.text
-    assert "empty holds the value 0" in reason(world.ui.refaceButton)
+    assert "empty holds the value 0" in reason(world.ui.refaceButton) and not world.session.prepared
 
 
 def test_what_is_missing_is_named_and_one_button_installs_it(world: World) -> None:
@@ -788,7 +817,7 @@ def test_the_scene_is_closed_during_a_run(world: World) -> None:
     late = dict(world.session.callbacks)
     world.panel.scene_closing()
     world.panel.set_parameters(None)
-    assert ("cancel", None) in world.session.asked and world.panel.run is None
+    assert [name for name, _ in world.session.asked[-2:]] == ["cancel", "close"] and world.panel.run is None
     late["on_error"]("too late")
     assert not world.ui.verdictFrame.visible and reason(world.ui.refaceButton) == "Choose a head MRI first."
 

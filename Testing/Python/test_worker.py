@@ -104,6 +104,25 @@ def test_load_says_what_the_engine_runs_on(worker, model_dir):
     assert progress == []  # it is there already
 
 
+def test_a_head_that_was_prepared_is_refaced_without_delay(worker, original):
+    def ask(command: str, **arguments: object) -> tuple[dict, list[str]]:
+        volume = worker.write(original.stored)
+        done, progress = worker.ask(command, volume=volume, affine=original.affine.tolist(), **arguments)
+        return done, list(dict.fromkeys(stage for stage, _ in progress))
+
+    done, stages = ask("prepare")
+    assert done["already_defaced"] is False
+    assert stages == ["anatomy", "deface", "normalise"]
+    done, stages = ask("reface", seed=7)
+    assert stages == ["generate", "compose", "check"]
+    assert unchanged_outside(original, with_arrays(worker, done))
+    assert ask("prepare")[1] == []
+    assert "anatomy" in ask("prepare", defaced="no")[1]  # another question
+    worker.ask("drop")
+    assert "anatomy" in ask("prepare")[1]
+    worker.ask("drop")
+
+
 def test_reface_answers_volume_masks_and_report(original, refaced):
     done, _ = refaced
     assert done["refaced"].dtype == original.stored.dtype
@@ -300,7 +319,7 @@ def test_deface_empties_the_face_region(worker, original, model_dir):
 
 def test_it_ends_at_once_when_stdin_closes_and_leaves_nothing(worker, original):
     """The last test of this process: it is in the middle of a run."""
-    volume = worker.write(original.stored)
+    volume = worker.write(original.stored + 1)  # a head that it does not have yet
     worker.say("reface", volume=volume, affine=original.affine.tolist())
     assert worker.hear()["stage"] == "anatomy"
     worker.process.stdin.close()
