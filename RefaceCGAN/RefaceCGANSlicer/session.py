@@ -181,7 +181,8 @@ class Session:
             face.set_check(FACE_DISTANCE, answer["check"])
             callbacks["on_done"](answer["check"])
 
-        arguments = {"original": original, "refaced": refaced, "affine": affine, **models}
+        files = {key: os.path.abspath(os.path.expanduser(models[key])) for key in ("detector", "recogniser")}
+        arguments = {"original": original, "refaced": refaced, "affine": affine, **models, **files}
         self._request("recognise", {**callbacks, "on_done": recognised}, **arguments)
 
     def pick(self, face: Face) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -295,6 +296,11 @@ def test_the_distance_to_the_original_face_goes_into_the_report(logic: Any) -> N
     result = logic.process(add_head(), seed=1)
     distance = logic.faceDistance(result, "yunet.onnx", "arcface.onnx")
     assert 0 < distance < 0.4
+    asked = logic.session._engine.asked[-1][1]  # by an engine that works in another folder
+    assert (asked["detector"], asked["recogniser"]) == (
+        os.path.abspath("yunet.onnx"),
+        os.path.abspath("arcface.onnx"),
+    )
     entry = {"name": "face_distance", "value": distance, "limit": [0.4, 2.0], "passed": False}
     assert result.report["checks"] == [entry] == scene.report_of(result.volumeNode)["checks"]
     logic.faceDistance(result, "yunet.onnx", "arcface.onnx", threshold=0.1)

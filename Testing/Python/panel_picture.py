@@ -1,0 +1,96 @@
+"""Draws the picture of the panel for the README: python Testing/Python/panel_picture.py OUT.png [FACE_MODELS]
+
+The module's real panel beside its real views, on the stand-ins of the tests, on the sample head with faces of the
+real engine. FACE_MODELS: a folder with yunet.onnx and MobileFaceNet.onnx, for the distance in the verdict. Prints
+how long each step took.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPOSITORY / "RefaceCGAN"), str(Path(__file__).parent)]
+os.environ.setdefault("REFACECGAN_PYTHON", sys.executable)
+
+import qt_stand_ins  # noqa: E402
+import slicer  # noqa: E402
+import slicer_offscreen  # noqa: E402
+
+qt_stand_ins.install()
+
+from RefaceCGANLib import surface  # noqa: E402
+from RefaceCGANSlicer import layout  # noqa: E402
+from test_module import Widget  # noqa: E402
+
+PANEL, VIEWS = (420, 960), (1120, 960)
+"""Width and height in pixels of the panel, and of the views beside it."""
+ROW, SEEDS = 600, (3, 12, 7)
+"""Height of the 3D views; the faces that are drawn."""
+
+
+def wait(what: str, is_there: Callable[[], bool], began: float) -> None:
+    """Let the application live until something is there, and say how long it took since `began`."""
+    while not is_there():
+        qt_stand_ins.application().processEvents()
+        time.sleep(0.005)
+        assert time.monotonic() - began < 120, what
+    print(f"{what}: {time.monotonic() - began:.1f} s")
+
+
+def picture_of(widget: qt_stand_ins.QtWidgets.QWidget) -> np.ndarray:
+    """What a widget shows, (H, W, 3) uint8."""
+    image = widget.grab().toImage().convertToFormat(qt_stand_ins.QtGui.QImage.Format.Format_RGB888)
+    rows = np.frombuffer(image.constBits(), np.uint8).reshape(image.height(), image.bytesPerLine())
+    return rows[:, : 3 * image.width()].reshape(image.height(), image.width(), 3)
+
+
+def row_of(names: tuple[str, ...], height: int) -> np.ndarray:
+    """The views of some layout names, side by side."""
+    views = [view for view in slicer.app.layoutManager().views.values() if view.node.GetLayoutName() in names]
+    for view in views:
+        view.window.SetSize(VIEWS[0] // len(names), height)
+        if isinstance(view, slicer_offscreen.SliceView):
+            view.logic.ResizeSliceNode(VIEWS[0] // len(names), height)
+            view.logic.FitSliceToBackground()
+    pictures = np.concatenate([view.picture() for view in views], axis=1)
+    return np.pad(pictures, [(0, 0), (0, VIEWS[0] - pictures.shape[1]), (0, 0)])
+
+
+def draw(path: Path, face_models: Path | None) -> None:
+    made = Widget()
+    widget, ui, panel = made.widget, made.widget.ui, made.widget.panel
+    made.parent.setFixedSize(*PANEL)
+    if face_models:
+        ui.faceDetector.currentPath = str(face_models / "yunet.onnx")
+        ui.faceRecogniser.currentPath = str(face_models / "MobileFaceNet.onnx")
+    ui.sampleButton.click()
+    began = time.monotonic()
+    widget.enter()
+    wait("the engine has the head", lambda: "Whole head." in ui.inputLabel.text, began)
+    for seed in SEEDS:
+        panel.new_seed = lambda seed=seed: seed
+        began = time.monotonic()
+        (ui.anotherButton if widget.logic.session.head else ui.refaceButton).click()
+        wait(f"a face, seed {seed}", lambda: panel.run is None, began)
+        if face_models:
+            wait("its distance", lambda: "a match is below" in ui.verdictDetails.text, began)
+    ui.threeQuarterButton.click()
+    panel.see.faces.refine()
+    qt_stand_ins.application().processEvents()
+    views = np.concatenate([
+        row_of((layout.ORIGINAL_VIEW, layout.REFACED_VIEW), ROW), row_of(tuple(layout.SLICES), VIEWS[1] - ROW)
+    ])  # fmt: skip
+    surface.write_png(np.concatenate([picture_of(made.parent), views], axis=1), path)
+    made.close()
+
+
+if __name__ == "__main__":
+    with slicer_offscreen.slicer_with():
+        draw(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None)
