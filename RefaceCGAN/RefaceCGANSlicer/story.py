@@ -104,10 +104,13 @@ class Story:
             self.assertTrue(not button.enabled and button.toolTip.endswith("first."), button.name)
 
     def test_03_reface(self) -> None:
-        """Two faces, a green verdict, and nothing changed outside the face region."""
+        """The panel says that the head has a face. Then: two faces, a green verdict, and nothing changed outside
+        the face region."""
         from RefaceCGANSlicer import layout, scene
 
+        self.requireEngine()
         original = self.head()
+        self.waitFor(lambda: "Whole head." in self.ui.inputLabel.text, "a word on the face")
         before = slicer.util.arrayFromVolume(original).copy()
         refaced = self.reface()
         after, region = slicer.util.arrayFromVolume(refaced), self.session.head.chosen.faceRegion.T
