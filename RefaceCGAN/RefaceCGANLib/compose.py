@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .anatomy import Anatomy
-from .grid import bounding_box, dilate, sample, shift
+from .grid import bounding_box, dilate, sample, shift, solid
 from .intensity import IntensityScale
+from .template import CLEFT, SKIN_LEVEL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,8 @@ AIR = 0.12
 values below 3 of 255; ours is relative to the scan's own scale and finer, as the skin is sharpened afterwards)."""
 STEEPENING = 1.5
 """Power of the ratio of working to native voxels that steepens the skin's edge: resampling blurs it, too."""
+SKIN_DEPTH = 3
+"""Working-grid voxels from the air around the head in which edges are the skin's."""
 TISSUE_SIGMA = 1.5
 """Working-grid voxels; the reach of the local tissue intensity that the skin's edge rises to."""
 SEAM_SIGMA = 2.5
@@ -93,7 +96,6 @@ def compose(
     face: Tensor,
     original: Tensor,
     region: Tensor,
-    cover: Tensor,
     working_to_native: np.ndarray,
     anatomy: Anatomy,
     scale: IntensityScale,
@@ -103,8 +105,7 @@ def compose(
     """Carry a generated face to the native grid.
 
     face, original: (A, S, L) on the working grid, -1..1; region: bool, the face region there (original is the
-    defaced scan: -1 inside). cover: bool, the part of it on kept tissue that must not become air.
-    working_to_native: (4, 4) index map."""
+    defaced scan: -1 inside).  working_to_native: (4, 4) index map."""
     import torch
 
     face = _without_seam(face, original, region)
@@ -112,29 +113,26 @@ def compose(
     head = _connected(tissue | (~region & ((original + 1) / 2 > AIR)))
     face = torch.where(region & ~head, torch.full_like(face, -1.0), face)
     level = _tissue_level(face, head)
-    bare = dilate(cover & (face < 2 * AIR - 1), 1) & cover
-    least = (level + 1) * torch.from_numpy(_soft(bare)) - 1
-    face = torch.where(bare, torch.maximum(face, least), face)
+    skin = _soft(dilate(~solid(head, CLEFT), SKIN_DEPTH))
 
     box = bounding_box(anatomy.face_region)
     first = shift(*[span.start for span in box])
     shape = tuple(span.stop - span.start for span in box)
-    fine = _finer(torch.stack([face, level]))
+    fine = _finer(torch.stack([face, level, torch.from_numpy(skin) - 1.0]))
     to_working = np.linalg.inv(working_to_native) @ first
     to_fine = np.diag([2.0, 2.0, 2.0, 1.0]) @ to_working
     to_fine[:3, 3] += 0.5
     here = torch.from_numpy(anatomy.face_region[box].copy())
-    painted, local = sample(fine + 1.0, to_fine, shape)  # beyond the working grid there is air
-    painted, local = painted[here].numpy() - 1.0, local[here].numpy() - 1.0
+    painted, local, near = (part[here].numpy() for part in sample(fine + 1.0, to_fine, shape))
 
-    # the skin: a fraction of the local tissue intensity, as steep as the native voxels can show
+    # the skin: it stays where it is, its edge becomes as steep as the native voxels can show
     spacing = np.linalg.norm(working_to_native[:3, :3], axis=0) * np.array(anatomy.view.spacing)
     steep = float(np.clip((np.mean(spacing) / np.mean(anatomy.view.spacing)) ** STEEPENING, 1.0, 3.0))
-    height = np.maximum(local + 1, 1e-3)
-    fraction = (painted + 1) / height
-    steeper = np.clip((fraction - 0.5) * steep + 0.5, 0.0, 1.0)
-    edge = fraction < 0.5 + 0.5 / steep
-    painted = np.where(edge, steeper * height - 1, painted)
+    at = np.minimum(SKIN_LEVEL + 1, 0.5 * local)
+    steeper = np.clip(at + steep * (painted - at), 0, np.maximum(painted, local))
+    painted += np.clip(near, 0, 1) * (steeper - painted)
+    fraction = painted / np.maximum(local, 1e-3)
+    painted -= 1.0  # beyond the working grid there is air
 
     values = scale.restore(painted)
     air = painted < 2 * AIR - 1
@@ -156,7 +154,7 @@ def _without_seam(face: Tensor, original: Tensor, region: Tensor) -> Tensor:
     import torch
     from scipy import ndimage
 
-    band = dilate(region, 2) & ~region & (original > -0.8)
+    band = dilate(region, 2) & ~region & (original > SKIN_LEVEL) & (face > SKIN_LEVEL)
     weight = ndimage.gaussian_filter(band.float().numpy(), SEAM_SIGMA)
     missed = ndimage.gaussian_filter(((original - face) * band).numpy(), SEAM_SIGMA)
     correction = missed / np.maximum(weight, 0.02)

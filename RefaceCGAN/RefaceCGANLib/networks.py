@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
 
 LEAK = 0.2
 """Slope of the LeakyReLU (vox2vox, and Molchanova et al. 2023, section 2.2)."""
@@ -167,6 +168,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels_in: int = 2, filters: int = 64, levels: int = 3) -> None:
         super().__init__()
+        self.channels_in = channels_in
         self.layers = nn.ModuleList()
         previous = channels_in
         for level in range(levels):
@@ -186,6 +188,25 @@ class Discriminator(nn.Module):
             y = layer(y)
             features.append(y)
         return self.score(y), features
+
+
+class PortraitDiscriminator(nn.Module):
+    """A 2D PatchGAN on portraits: the directions of the skin as seen from one side (`training.portraits`).
+
+    Input (N, 3, S, L); output: a map of scores (N, 1, s, l). Spectral norm keeps it from growing steep.
+    """
+
+    def __init__(self, filters: int = 32, levels: int = 3) -> None:
+        super().__init__()
+        widths = [3, *(filters * 2**level for level in range(levels))]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [spectral_norm(nn.Conv2d(before, after, 4, stride=2, padding=1)), nn.LeakyReLU(LEAK)]
+        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1)))
+
+    def forward(self, portrait: Tensor) -> Tensor:
+        result: Tensor = self.layers(portrait)
+        return result
 
 
 def _fold(x: Tensor) -> Tensor:

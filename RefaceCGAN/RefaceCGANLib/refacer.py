@@ -29,7 +29,7 @@ from .errors import InputError
 from .grid import AslView, axes_matrix, dilate, resample_axes, sample, solid
 from .intensity import RING_MM, IntensityScale
 from .models import DEFAULT, Model
-from .template import Template
+from .template import CLEFT, Meeting, Template
 from .volume import Volume
 
 if TYPE_CHECKING:
@@ -37,12 +37,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
-
-COVER = 2
-"""Working-grid voxels: kept tissue is never laid bare, at least this much of what covered it stays tissue."""
-
-CLEFT = 2
-"""Working-grid voxels: half the width of the clefts in the head that count as its inside."""
 
 LIKENESS = -0.3
 """Correlation of a drawn face's shape with the original's, beyond the average face's, that is not exceeded."""
@@ -54,36 +48,18 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """What a face drawn on one scan has to meet, and what it must not be like.
-
-    kept: (R,) where the kept skin lies around the face (`Template.kept_rim`).  shift: (3, A, S, L) voxels, what
-    lets the average face meet it.  own: (N,) mm, how far the original skin lies in front of the average skin
-    (`Template.heights`)."""
-
-    kept: np.ndarray
-    shift: Tensor
-    own: np.ndarray
-
-    @classmethod
-    def of(cls, template: Template, scan: Tensor, region: Tensor, original: Tensor, seen: Tensor) -> Meeting:
-        kept = template.kept_rim(scan.numpy(), region.numpy())
-        return cls(kept, template.meeting(kept), template.heights(original.numpy(), seen.numpy()))
-
-
-@dataclass(frozen=True)
 class WorkingScan:
     """One scan as the generator sees it, before any face is drawn.
 
     scan, region: (A, S, L) on the working grid: the defaced scan, -1..1, and the face region (bool).
-    cover: bool, the part of the region right on kept tissue that was no air: it must not become air.
-    meeting: what the face has to meet, or None where there is no average face to start from.
+    meeting: what the face has to meet, and own: (N,) mm, how far the original skin lies in front of the average
+    skin (`Template.heights`), which it must not be like; None where there is no average face to start from.
     to_native: (4, 4) working-grid index -> native ASL index."""
 
     scan: Tensor
     region: Tensor
-    cover: Tensor
     meeting: Meeting | None
+    own: np.ndarray | None
     to_native: np.ndarray
 
 
@@ -277,12 +253,13 @@ class Refacer:
         defaced, original, seen = sample(torch.from_numpy(np.stack(scans)), to_small, shape)
         inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > 0.25
         scan = torch.where(inside, torch.full_like(defaced, -1.0), defaced - 1.0)
-        head = solid(original > float(scale.normalise(np.array([anatomy.skin]))[0]) + 1.0, CLEFT)
-        cover = head & inside & dilate(head & ~inside, COVER)
-        meeting = None
+        meeting = own = None
         if "prior" in card["condition"] and not anatomy.already_defaced:
-            meeting = Meeting.of(self._cropped_template, scan, inside, original - 1.0, seen > 0.99)
-        return WorkingScan(scan, inside, cover, meeting, to_native)
+            template = self._cropped_template
+            head = solid(original > float(scale.normalise(np.array([anatomy.skin]))[0]) + 1.0, CLEFT)
+            meeting = template.meeting(scan.numpy(), inside.numpy(), head.numpy())
+            own = template.heights(original.numpy() - 1.0, seen.numpy() > 0.99)
+        return WorkingScan(scan, inside, meeting, own, to_native)
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
         """The scan with its face region emptied, everything else bit-identical."""
@@ -318,7 +295,7 @@ class Refacer:
             face = self.draw(prepared, seed, probability)
         with timer("compose", 0.85, 0.95):
             composed = compose(
-                face, prepared.working.scan, prepared.working.region, prepared.working.cover,
+                face, prepared.working.scan, prepared.working.region,
                 prepared.working.to_native, anatomy,
                 prepared.scale, prepared.background, np.random.default_rng([seed, prepared.fingerprint, 1]),
             )  # fmt: skip
@@ -375,8 +352,8 @@ class Refacer:
         names = card["condition"]
         channels = {"defaced": working.scan, "face_region": working.region.float()}
         if "prior" in names:
-            shift = None if working.meeting is None else working.meeting.shift
-            channels["prior"] = self._cropped_template.prior(self._shape(prepared, seed), shift)
+            shape = self._shape(prepared, seed)
+            channels["prior"] = self._cropped_template.prior(shape, working.meeting)
         condition = torch.stack([channels[name] for name in names])[None]
         generator = self.model.generator
         for device in dict.fromkeys([self.device, torch.device("cpu")]):
@@ -390,8 +367,7 @@ class Refacer:
                         condition, tuple(card["sub_volume"]["shape"]), float(card["sub_volume"]["overlap"]),
                         working.region,
                     )[0, 0]  # fmt: skip
-                meeting = working.meeting
-                return self._cropped_template.met(face, meeting.kept) if meeting else face
+                return self._cropped_template.met(face, working.meeting) if working.meeting else face
             except torch.OutOfMemoryError:
                 message = f"The memory of {device} did not suffice; the face was drawn on the processor."
                 log.warning(message)
@@ -402,12 +378,12 @@ class Refacer:
     def _shape(self, prepared: Prepared, seed: int) -> np.ndarray:
         """The code of a random face that is not like the original's: the first drawn whose likeness is below
         `LIKENESS`, or the least alike of `DRAWS`."""
-        template, meeting = self._cropped_template, prepared.working.meeting
+        template, own = self._cropped_template, prepared.working.own
         random = np.random.default_rng([seed, prepared.fingerprint])
         found, least = None, np.inf
-        for _ in range(DRAWS if meeting else 1):
+        for _ in range(1 if own is None else DRAWS):
             code = random.standard_normal(template.modes_count) * float(self.model.card["shape_spread"])
-            likeness = template.likeness(code, meeting.own) if meeting else -np.inf
+            likeness = -np.inf if own is None else template.likeness(code, own)
             if likeness < least:
                 found, least = code, likeness
             if least < LIKENESS:
@@ -416,7 +392,7 @@ class Refacer:
         return found
 
     @cached_property
-    def _cropped_template(self) -> Any:
+    def _cropped_template(self) -> Template:
         grid = self.model.card["working_grid"]
         spans = tuple(slice(a, a + n) for a, n in zip(grid["first_voxel"], grid["shape"], strict=True))
         return self.model.template.crop(spans)  # type: ignore[arg-type]

@@ -46,6 +46,16 @@ differ by is led on; first in the large, then what that leaves."""
 RIM_POINTS = 4
 """Points of the rim that a voxel follows."""
 
+CLEFT = 2
+"""Voxels: half the width of the clefts in a head that count as its inside."""
+
+COVER_MM = 4.0
+"""Kept tissue that lay this deep lies at least so deep under the new face."""
+COVER_REACH = -10.0, 5.0
+"""Voxels along the normal from the average skin between which that tissue is looked for."""
+COVER_SIGMA, COVER_MOST = 2.5, 10.0
+"""Voxels over which the skin is raised around what it has to cover, and the most mm by which it is."""
+
 
 @dataclass(frozen=True)
 class Template:
@@ -120,35 +130,76 @@ class Template:
         full = functional.interpolate(coarse, size=self.mean.shape, mode="trilinear", align_corners=False)[0]
         return full * torch.from_numpy((self.weight.astype(np.float32) / reach).clip(0, 1))
 
-    def prior(self, code: np.ndarray, shift: Tensor | None = None) -> Tensor:
-        """The average head with a face of shape `code` (K + M,): tensor (A, S, L), -1 to 1. `shift` (3, A, S, L)
-        in voxels is added to the displacement: see `meeting`."""
+    def prior(self, code: np.ndarray, meeting: Meeting | None = None) -> Tensor:
+        """The average head with a face of shape `code` (K + M,), which may have to meet a scan: tensor (A, S, L),
+        -1 to 1."""
         count = len(self.modes)
         displacement = self.displacement(code[:count])
         heights = np.asarray(code[count:], np.float32) @ self.relief_modes.astype(np.float32)
-        return self.shaped(displacement if shift is None else displacement + shift, heights)
+        if meeting is None:
+            return self.shaped(displacement, heights)
+        return self.shaped(displacement + meeting.shift, heights, self._lacking(code, meeting))
 
-    def shaped(self, displacement: Tensor, heights: np.ndarray) -> Tensor:
-        """The average head whose skin is raised by `heights` (N,) mm at the skin points and then moved by a
-        displacement (3, A, S, L) in voxels: tensor (A, S, L), -1 to 1."""
+    def shaped(self, displacement: Tensor, heights: np.ndarray, raise_by: np.ndarray | None = None) -> Tensor:
+        """The average head whose skin is raised by `heights` (N,) mm at the skin points, times `weight`, and by
+        `raise_by` (N,) mm in full, and then moved by a displacement (3, A, S, L) in voxels: tensor (A, S, L)."""
         import torch
 
         mean = torch.from_numpy(self.mean.astype(np.float32))
-        return warp(mean[None], displacement + warp(self.raised(heights), displacement))[0]
+        return warp(mean[None], displacement + warp(self.raised(heights, raise_by), displacement))[0]
 
-    def raised(self, heights: np.ndarray) -> Tensor:
-        """The displacement (3, A, S, L) in voxels that raises the average skin by `heights` (N,) mm."""
+    def raised(self, heights: np.ndarray, raise_by: np.ndarray | None = None) -> Tensor:
+        """The displacement (3, A, S, L) in voxels that raises the average skin by `heights` (N,) mm times
+        `weight`, and by `raise_by` (N,) mm in full."""
         import torch
 
         voxels, points, shares, direction = self._relief
+        amount = (heights[points] * shares).sum(axis=1) * self.weight.ravel()[voxels]
+        if raise_by is not None:
+            amount = amount + (raise_by[points] * shares).sum(axis=1)
         field = np.zeros((3, self.mean.size), np.float32)
-        field[:, voxels] = -(heights[points] * shares).sum(axis=1) / self.spacing * direction
+        field[:, voxels] = -amount / self.spacing * direction
         return torch.from_numpy(field.reshape(3, *self.mean.shape))
+
+    def cover(self, kept: np.ndarray) -> np.ndarray:
+        """The least heights (N,) mm over the average skin at which a face covers kept tissue (A, S, L; bool) by
+        `COVER_MM`; -inf where there is none under it."""
+        first, last = COVER_REACH
+        steps = np.arange(first, last + 0.25, 0.5)
+        along = self.relief_points[:, None] + steps[None, :, None] * self.relief_normals[:, None]
+        there = trilinear(kept.astype(np.float32)[None], along.reshape(-1, 3)).reshape(len(along), -1) > 0.5
+        outermost = steps[there.shape[1] - 1 - there[:, ::-1].argmax(axis=1)]
+        return np.where(there.any(axis=1), outermost * self.spacing + COVER_MM, -np.inf)
+
+    def _lacking(self, code: np.ndarray, meeting: Meeting) -> np.ndarray:
+        """How much higher (N,) mm the skin of a face must be to cover what it has to, smooth."""
+        reached = self._profiles[0] + np.asarray(code, np.float32) @ self._profiles[1:]
+        moved = trilinear(meeting.shift.numpy(), self.relief_points)
+        reached = reached - (moved * self.relief_normals.T).sum(axis=0) * self.spacing
+        lacking = np.clip(meeting.least - reached, 0, COVER_MOST).astype(np.float32)
+        if not lacking.any():
+            return lacking
+        raise_by = lacking
+        for _ in range(2):  # smoothing lowers what it smooths: the second round makes up for it
+            raise_by = raise_by + np.clip(lacking - self._along_skin @ raise_by, 0, None)
+        return np.asarray(self._along_skin @ raise_by)
+
+    @cached_property
+    def _along_skin(self) -> Any:
+        """The sparse matrix (N, N) that smooths heights along the skin."""
+        from scipy.sparse import diags, identity
+        from scipy.spatial import cKDTree
+
+        tree = cKDTree(self.relief_points)
+        near = tree.sparse_distance_matrix(tree, 2.5 * COVER_SIGMA, output_type="coo_matrix").tocsr()
+        near.data = np.exp(-0.5 * (near.data / COVER_SIGMA) ** 2)
+        near = (near + identity(len(self.relief_points))).tocsr()
+        return (diags(1 / np.asarray(near.sum(axis=1)).ravel()) @ near).astype(np.float32)
 
     @cached_property
     def _relief(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """How the voxels near the skin follow it: their flat index (n,), the skin points each follows (n, 4) and
-        how much (n, 4), and the outward normal there, faded away from the skin and at kept tissue (3, n)."""
+        how much (n, 4), and the outward normal there, faded away from the skin (3, n)."""
         from scipy.spatial import cKDTree
 
         average, _ = self.skin
@@ -167,7 +218,7 @@ class Template:
             np.exp(-((away / RELIEF_DEPTH) ** 2)),
         )
         outward = self.relief_normals.T[:, nearest]
-        direction = (outward * shares).sum(axis=-1) * follows * weight.ravel()[voxels]
+        direction = (outward * shares).sum(axis=-1) * follows
         return voxels, nearest, shares.astype(np.float32), direction.astype(np.float32)
 
     @cached_property
@@ -231,28 +282,26 @@ class Template:
         rim = self._rim
         return heights(image, np.ones_like(image), rim.points, rim.normals, RIM_REACH)
 
-    def kept_rim(self, scan: np.ndarray, region: np.ndarray) -> np.ndarray:
-        """The same of a defaced scan (A, S, L), -1..1, where its face region (bool) has left the skin."""
-        from scipy.ndimage import binary_dilation
+    def meeting(self, scan: np.ndarray, region: np.ndarray, head: np.ndarray) -> Meeting:
+        """What a face has to meet on a defaced scan (A, S, L), -1..1. region: bool, what is emptied.  head: bool,
+        all that is within the original skin."""
+        import torch
+        from scipy.ndimage import binary_dilation, binary_erosion
 
         emptied = binary_dilation(region)[*self._rim.points.astype(int).T]
-        return np.where(emptied, np.nan, self.rim_heights(scan))
-
-    def meeting(self, kept: np.ndarray) -> Tensor:
-        """The displacement (3, A, S, L) in voxels that lets the average face meet the kept skin: `kept_rim`."""
-        import torch
-
+        kept = np.where(emptied, np.nan, self.rim_heights(scan))
         mean = torch.from_numpy(self.mean.astype(np.float32))[None]
         displacement = self.displacement(np.zeros(len(self.modes)))
         shift = torch.zeros(3, *self.mean.shape)
         for window in (MEETING_WIDE, MEETING_NARROW):
             missed = kept - self.rim_heights(warp(mean, displacement + shift)[0].numpy())
             shift = shift + self._rim.led_on(missed, window, self.mean.shape)
-        return shift
+        deep = binary_erosion(head, iterations=round(COVER_MM / self.spacing)) & ~region
+        return Meeting(kept, shift, self.cover(deep))
 
-    def met(self, face: Tensor, kept: np.ndarray) -> Tensor:
+    def met(self, face: Tensor, meeting: Meeting) -> Tensor:
         """A generated face (A, S, L) with its skin moved near the rim, so that it meets the kept skin."""
-        missed = kept - self.rim_heights(face.float().numpy())
+        missed = meeting.kept - self.rim_heights(face.float().numpy())
         return warp(face[None], self._rim.led_on(missed, MEETING_NARROW, self.mean.shape))[0]
 
     def sample(self, array: np.ndarray, coordinates: Tensor) -> Tensor:
@@ -270,6 +319,19 @@ class Template:
             source, grid.reshape(1, -1, 1, 1, 3), align_corners=True, padding_mode="border"
         )
         return values.reshape(lead)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What a face drawn on one scan has to meet.
+
+    kept: (R,) voxels, where the kept skin lies around the face, NaN where none is: `Template.rim_heights`.
+    shift: (3, A, S, L) voxels, the displacement that lets the average face meet it.  least: (N,) mm, how high the
+    skin must be to cover the kept tissue under it: `Template.cover`."""
+
+    kept: np.ndarray
+    shift: Tensor
+    least: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,10 @@ KEYS: dict[str, dict[str, Any]] = {
             "loss_lambda": Key(float, 0.015, 0),
             "feature_matching": Key(float, 0.0, 0),
             "adversarial_weight": Key(float, 1.0, 0),
+            "skin_weight": Key(float, 0.0, 0),
+            "portrait_weight": Key(float, 0.0, 0),
+            "batch": Key(int, 1, 1),
+            "workers": Key(int, 1, 0),  # processes that draw examples
             "average_decay": Key(float, 0.0, 0, 1),
             "save_every": Key(int, 100, 1),
             "save_epochs": Key(int, 0, 0),
@@ -313,7 +317,7 @@ def _run_generator(settings: dict[str, Any]) -> None:
     if options["upsampling"] not in ("transposed", "resize"):
         raise _wrong(settings, "generator.upsampling", "must be transposed or resize")
     source = _draw_working if settings["template"] else _draw_native
-    draw, names, channels, shape = source(settings)
+    draw, names, channels, judged, shape = source(settings)
     if options["channels_in"] != channels:
         raise _wrong(settings, "generator.channels_in", f"must be {channels} for this kind of heads")
     levels = max(options["levels"], settings["discriminator"]["levels"])
@@ -323,15 +327,16 @@ def _run_generator(settings: dict[str, Any]) -> None:
 
     torch.manual_seed(training["seed"])
     generator = Generator(**options)
-    discriminator = Discriminator(channels + 1, **settings["discriminator"])
+    discriminator = Discriminator(judged + 1, **settings["discriminator"])
     _load_initial(settings, generator)
     _record(settings, names)
     trainer = Trainer(generator, discriminator, draw, training, settings["folder"], _device(settings))
     save_weights(trainer.run(), settings["folder"] / "generator.pt")
 
 
-Source = tuple[Callable[[np.random.Generator], "Example"], list[str], int, tuple[int, ...]]
-"""What draws an example; the names of the heads; channels of the condition; shape of an example (A, S, L)."""
+Source = tuple[Callable[[np.random.Generator], "Example"], list[str], int, int, tuple[int, ...]]
+"""What draws an example; the names of the heads; channels of the condition, and of it those that the discriminator
+sees; shape of an example (A, S, L)."""
 
 
 def _draw_working(settings: dict[str, Any]) -> Source:
@@ -349,7 +354,7 @@ def _draw_working(settings: dict[str, Any]) -> Source:
     def draw(rng: np.random.Generator) -> Example:
         return example(heads[int(rng.integers(len(heads)))], template, rng)
 
-    return draw, [head.name for head in heads], 3, template.mean.shape
+    return draw, [head.name for head in heads], 3, 2, template.mean.shape
 
 
 def _draw_native(settings: dict[str, Any]) -> Source:
@@ -365,7 +370,7 @@ def _draw_native(settings: dict[str, Any]) -> Source:
     def draw(rng: np.random.Generator) -> Example:
         return example(heads[int(rng.integers(len(heads)))], (a, s, length), rng)
 
-    return draw, [_name(scan) for scan, _ in pairs], 1, (a, s, length)
+    return draw, [_name(scan) for scan, _ in pairs], 1, 1, (a, s, length)
 
 
 def _read_template(settings: dict[str, Any]) -> Template:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..template import Template, warp
+from ..grid import solid
+from ..template import CLEFT, SKIN_LEVEL, Template, warp
 from .anatomy import random_field, removed_face, rotation
 
 
@@ -37,20 +40,40 @@ class WorkingHead:
         return cls(name=path.stem, **arrays)
 
 
-OVERLAP = 2
+OVERLAP = 4
+"""Voxels around the face region for which the generator answers, too, as far as the rim of kept skin reaches
+(`template.RIM`): by what it says there its face is made to meet that skin, and the seam is taken out."""
+NO_RELIEF = 0.35
+"""Standard deviations of relief that the prior has and the target has not: the generator smooths what is rough."""
+SPREAD = 0.8, 1.4
+"""Standard deviations of the codes of free faces, least and most."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """condition (1, 3, A, S, L): defaced head, emptied voxels as 1, average head in the wanted shape;
-    target (1, 1, A, S, L): the head with its face.  Then two masks of that shape: region, the face region
-    where the target is known, and loss_region, the same and `OVERLAP` voxels beyond, so that the generator
-    also answers for the tissue at the border (composition takes the seam out by what it says there)."""
+    """condition (1, C, A, S, L): defaced head, emptied voxels as 1, average head in the wanted shape;
+    target (1, 1, A, S, L): the head with a face of that shape.  Then two masks of that shape: region, the face
+    region where the target is known, and loss_region, the same and `OVERLAP` voxels beyond.
+    free: a condition for the same head whose wanted shape is nobody's, so that there is no target, as when a
+    scan is refaced.  natural: like target, the head with its own face: what a face should look like to the
+    discriminators. Where they are None, the target is natural and all is paired (the paper's way)."""
 
     condition: Tensor
     target: Tensor
     region: Tensor
     loss_region: Tensor
+    free: Tensor | None = None
+    natural: Tensor | None = None
+
+    @classmethod
+    def joined(cls, examples: Sequence[Example]) -> Example:
+        """Several as one, along the first axis."""
+
+        def all_of(name: str) -> Any:
+            parts = [getattr(one, name) for one in examples]
+            return None if parts[0] is None else torch.cat(parts)
+
+        return cls(*(all_of(field.name) for field in fields(cls)))
 
 
 def condition_of(image: Tensor, region: Tensor, prior: Tensor) -> Tensor:
@@ -65,7 +88,8 @@ def example(head: WorkingHead, template: Template, rng: np.random.Generator) -> 
 
     The identity of the target is random: its face is bent into the shape own + difference, which vanishes at
     the border to kept tissue, and the prior is the average head in that very shape. So the generator learns
-    to paint the shape it is told, and cannot learn to guess a face from the skull around it.
+    to paint the shape it is told, and cannot learn to guess a face from the skull around it. The shape of the
+    free face is drawn as `Refacer` draws it. Both meet the kept skin as in `Refacer`.
     """
     arrays = [head.image.astype(np.float32), head.valid.astype(np.float32), head.brain.astype(np.float32)]
     scan = torch.from_numpy(np.stack(arrays))
@@ -73,11 +97,6 @@ def example(head: WorkingHead, template: Template, rng: np.random.Generator) -> 
     if mirrored:
         scan, own = scan.flip(3), own[..., ::-1] * np.array([-1, 1, 1], np.float32).reshape(3, 1, 1, 1)
     shape = tuple(scan.shape[1:])
-
-    code = rng.standard_normal(len(template.modes)) * float(rng.choice([0.0, 0.6, 1.0, 1.5]))
-    difference = template.displacement(code, with_mean=False)
-    prior = template.shaped(template.weighted(own), head.relief[mirrored].astype(np.float32))
-    prior = warp(prior[None], difference)[0]
     turn = rotation(rng.normal(0, np.radians(2.0), 3)) @ np.diag(np.exp(rng.normal(0, 0.02, 3)))
     centre = torch.tensor([(n - 1) / 2 for n in shape]).reshape(3, 1, 1, 1)
     axes = [torch.arange(n, dtype=torch.float32) for n in shape]
@@ -85,31 +104,48 @@ def example(head: WorkingHead, template: Template, rng: np.random.Generator) -> 
     change = torch.from_numpy((turn - np.eye(3)).astype(np.float32))
     jitter = torch.from_numpy(rng.normal(0, 1.0, 3).astype(np.float32)).reshape(3, 1, 1, 1)
     move = torch.einsum("ij,jasl->iasl", change, index - centre) + jitter
-    scan = warp(scan, difference + move)
-    image, valid, brain = scan[0], scan[1] > 0.99, (scan[2] > 0.5).float()
+    code = rng.standard_normal(len(template.modes)) * float(rng.choice([0.0, 0.6, 1.0, 1.5]))
+    difference = template.displacement(code, with_mean=False)
+    natural, bent = warp(scan, move), warp(scan[:2], difference + move)
+    brain = (natural[2] > 0.5).float()
+    valid = (natural[1] > 0.99) & (bent[1] > 0.99)
 
     margin = 7 if rng.random() < 0.7 else 5
     near = functional.max_pool3d(brain[None, None], margin, stride=1, padding=margin // 2)[0, 0] > 0.5
     region = torch.from_numpy(template.face_region) & ~near
-    if rng.random() < 0.2:  # as other programs deface
+    emptied_elsewhere = rng.random() < 0.2
+    if emptied_elsewhere:  # as other programs deface
         to_world = torch.from_numpy(template.affine.astype(np.float32))
         coordinates = index.permute(1, 2, 3, 0) @ to_world[:3, :3].T + to_world[:3, 3]
         region = region | removed_face(coordinates, brain[None, None], rng)
 
-    x = image[None, None]
+    x = torch.stack([natural[0], bent[0]])[:, None]
     if rng.random() < 0.5:  # contrast
         x = ((x + 1) / 2).clamp(0, 1) ** float(np.exp(rng.normal(0, 0.25))) * 2 - 1
     if rng.random() < 0.5:  # bias field
         x = ((x + 1) * torch.exp(random_field(shape, 3, rng) * 0.15)).clamp(0, 2) - 1
-    seen = x
+    x = torch.where(valid, x, torch.full_like(x, -1.0))
+    natural, target = x[:1], x[1:]
+    seen = natural
     if rng.random() < 0.5:  # noise and blur are the scan's, not the face's: composition adds them
-        noise = torch.randn(shape)
-        seen = (x + noise * float(rng.uniform(0, 0.06))).clamp(-1, 1)
-    seen = torch.where(valid, seen, torch.full_like(seen, -1.0))
+        seen = (seen + torch.randn(shape) * float(rng.uniform(0, 0.06))).clamp(-1, 1)
+
+    meeting, shift = None, torch.zeros(3, *shape)
+    if not emptied_elsewhere:
+        emptied = torch.where(region, torch.full_like(seen[0, 0], -1.0), seen[0, 0])
+        head_solid = solid((natural[0, 0] > SKIN_LEVEL) | ~valid, CLEFT)
+        meeting = template.meeting(emptied.numpy(), region.numpy(), head_solid.numpy())
+        shift = meeting.shift
+    rough = rng.standard_normal(len(template.relief_modes)) * float(rng.choice([0.0, NO_RELIEF]))
+    heights = head.relief[mirrored].astype(np.float32) + rough.astype(np.float32) @ template.relief_modes
+    prior = warp(template.shaped(template.weighted(own) + shift, heights)[None], difference)
+    free = template.prior(rng.standard_normal(template.modes_count) * rng.uniform(*SPREAD), meeting)
     region_1 = region.float()[None, None]
     return Example(
-        condition=condition_of(seen, region_1, prior[None, None]),
-        target=torch.where(valid, x, torch.full_like(x, -1.0)),
+        condition=condition_of(seen, region_1, prior[None]),
+        target=target,
         region=region_1 * valid,
         loss_region=functional.max_pool3d(region_1, 2 * OVERLAP + 1, stride=1, padding=OVERLAP) * valid,
+        free=condition_of(seen, region_1, free[None, None]),
+        natural=natural,
     )

@@ -87,6 +87,14 @@ HEAD_LEVEL = 0.28
 """Skin of the average head, in units of the median intensity of the brain."""
 SEAM_MM, DEEP_MM = 24.0, 10.0
 """Over this distance from kept skin, and from kept tissue below, the weight of a random shape rises to 1."""
+FACE_CENTRE = (0.0, 55.0, -55.0)
+"""Template mm: the bridge of the nose, about which faces turn and grow on their skulls."""
+TURNS = (4.0, 1.5, 1.5)
+"""Degrees, one standard deviation: up or down, about the line of sight, to the side."""
+GROWTHS = (0.05, 0.06, 0.05)
+"""Along x, y, z, one standard deviation."""
+SHIFTS_MM = (2.0, 2.0)
+"""To the front and up, one standard deviation."""
 INVERSE_ITERATIONS = 8
 
 
@@ -756,7 +764,7 @@ def _shapes(
     """The mean shape (3, a, s, l) and the modes (K, 3, a, s, l) of the heads and their mirror images.
 
     Principal components of the shapes near the face; a unit of code is one standard deviation. Each mode goes
-    on beyond the face as the whole fields do on average."""
+    on beyond the face as the whole fields do on average. The last ones are `_placements`."""
     from scipy.ndimage import binary_dilation
 
     around = skin | (binary_dilation(skin, iterations=5) & region)
@@ -772,7 +780,26 @@ def _shapes(
     count = min(MODES, int(np.sum(singular > 1e-4 * singular[0])))
     codes = left[:, :count] * np.sqrt(len(shapes))
     modes = np.linalg.lstsq(codes, difference.reshape(len(shapes), -1), rcond=None)[0]
-    return mean, modes.reshape(count, *mean.shape)
+    return mean, np.concatenate([modes.reshape(count, *mean.shape), _placements(mean.shape[1:])])
+
+
+def _placements(shape: tuple[int, ...]) -> np.ndarray:
+    """How a face may sit on its skull: displacements (8, 3, a, s, l) that turn, stretch and shift it.
+
+    The affine map of each head takes just that out of its shape. A random face that sat on every skull as the
+    average face does would keep its owner's proportions, and with them some likeness."""
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"))
+    grid = _coarser(GRID_AFFINE, MODE_SPACING)
+    points = np.tensordot(grid[:3, :3], index, 1) + grid[:3, 3].reshape(3, 1, 1, 1)
+    x, y, z = points - np.reshape(FACE_CENTRE, (3, 1, 1, 1))
+    none, (up, around, aside), (wide, long, high) = np.zeros_like(x), np.radians(TURNS), GROWTHS
+    front, above = SHIFTS_MM
+    fields = [
+        [none, -up * z, up * y], [-around * z, none, around * x], [-aside * y, aside * x, none],
+        [wide * x, none, none], [none, long * y, none], [none, none, high * z],
+        [none, none + front, none], [none, none, none + above],
+    ]  # fmt: skip
+    return np.array(fields)
 
 
 def _working(head: HeadFiles, path: Path, aligned: Path, template_path: Path) -> None:

@@ -6,7 +6,6 @@ import copy
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..anatomy import bfloat16
-from ..networks import Discriminator, Generator, NoiseDropout
+from ..networks import Discriminator, Generator, NoiseDropout, PortraitDiscriminator
 from .data import Example
+from .portraits import portraits, random_views, skin_loss
 
 log = logging.getLogger(__name__)
 LOG_EVERY = 25
 """Iterations over which the losses are averaged for the log."""
+SEED_STEP = 1_000_003
+"""Between the random numbers of one seed and the next."""
 
 
 def l15(difference: Tensor, region: Tensor) -> Tensor:
@@ -50,14 +53,19 @@ def save_weights(network: nn.Module, path: Path) -> None:
 class Trainer:
     """Trains a generator; everything it needs to resume is in `<folder>/checkpoint.pt`.
 
-    `draw` makes one example from a random generator (and torch's global one, which it has for itself); it is
-    called in a second thread, one iteration ahead, so that an accelerator need not wait. The example of an
-    iteration depends on the seed and the iteration alone, so a resumed run repeats an uninterrupted one.
+    `draw` makes one example from a random generator (and torch's global one, which it has for itself). `workers`
+    processes draw ahead, so that an accelerator need not wait. What an iteration sees depends on the seed and the
+    iteration alone, so a resumed run repeats an uninterrupted one.
+
+    The discriminator judges scan and face, not the wanted shape: of the condition it sees the first channels, as
+    many as it has. Where an example has a free face, it and the discriminator of portraits judge that, too.
 
     `settings` is the table [training] of a configuration: seed, iterations (or epochs and epoch_length, in
     iterations), reconstruction_iterations (the first ones without the discriminator, so that there is a face
     before it is judged), learning_rate, cosine_period, loss_lambda, feature_matching, adversarial_weight (1),
-    average_decay (of the weights that are kept), save_every; and where wanted save_epochs
+    average_decay (of the weights that are kept), save_every; and where wanted batch (examples an iteration),
+    workers, skin_weight (of `skin_loss`), portrait_weight (of what the discriminator of portraits says),
+    save_epochs
     (`generator-epochNN.pt` each so many epochs), tensorboard (log losses, and pictures every pictures_every
     iterations), bf16 (false: float32 even where bfloat16 is fast), and channels_last (the memory layout; always
     on CUDA, and on processors with bfloat16 one and a half times as fast).
@@ -73,16 +81,18 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self.generator, self.discriminator = generator.to(device), discriminator.to(device)
+        self.critic = PortraitDiscriminator().to(device)
         self.channels_last = device.type == "cuda" or bool(settings.get("channels_last"))
         if self.channels_last:
             for network in (self.generator, self.discriminator):
                 network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = copy.deepcopy(generator).requires_grad_(False)
         self.draw, self.settings, self.folder, self.device = draw, settings, folder, device
+        self.networks = {"generator": self.generator, "discriminator": self.discriminator, "critic": self.critic}
         rate = float(settings["learning_rate"])
         self.optimisers = [
             torch.optim.Adam(network.parameters(), lr=rate, betas=(0.5, 0.999))
-            for network in (self.generator, self.discriminator)
+            for network in self.networks.values()
         ]
         self.step = 0
         if (folder / "checkpoint.pt").exists():
@@ -90,18 +100,16 @@ class Trainer:
 
     def resume(self) -> None:
         state = torch.load(self.folder / "checkpoint.pt", weights_only=True, map_location=self.device)
-        self.generator.load_state_dict(state["generator"])
-        self.average.load_state_dict(state["average"])
-        self.discriminator.load_state_dict(state["discriminator"])
+        for name, network in (self.networks | {"average": self.average}).items():
+            network.load_state_dict(state[name])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step = int(state["step"])
 
     def save(self) -> None:
         state = {
-            "generator": self.generator.state_dict(),
+            **{name: network.state_dict() for name, network in self.networks.items()},
             "average": self.average.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
         }
@@ -123,14 +131,14 @@ class Trainer:
         falling = 0.5 * (1 + float(np.cos(np.pi * phase)))
         return float(self.settings["learning_rate"]) * (0.02 + 0.98 * falling)
 
-    def prepare(self, step: int) -> tuple[Example, torch.Generator]:
-        """The example of an iteration, and the source of its dropout noise (torch's generator after it)."""
-        seed = int(self.settings["seed"])
-        torch.manual_seed(seed * 1_000_003 + step)
-        example = self.draw(np.random.default_rng([seed, step]))
-        noise = torch.Generator()
-        noise.set_state(torch.get_rng_state())
-        return example, noise
+    def examples(self) -> DataLoader[Example]:
+        """The examples of the iterations that are left, one batch each."""
+        batch = int(self.settings.get("batch", 1))
+        left = range(self.step * batch, self.iterations * batch)
+        return DataLoader(
+            Subset(_Examples(self.draw, int(self.settings["seed"])), left), batch,
+            num_workers=int(self.settings.get("workers", 0)), collate_fn=Example.joined,
+        )  # fmt: skip
 
     def run(self, report: Callable[[int, dict[str, float]], None] | None = None) -> Generator:
         """Train to the end; returns the generator with averaged weights."""
@@ -140,39 +148,35 @@ class Trainer:
         board = _board(self.folder, self.step) if settings.get("tensorboard") else None
         sums: dict[str, float] = {}
         began, first = time.monotonic(), self.step
-        with ThreadPoolExecutor(1, "examples") as ahead:
-            coming = ahead.submit(self.prepare, self.step) if self.step < total else None
-            while coming:
-                example, noise = coming.result()
-                coming = ahead.submit(self.prepare, self.step + 1) if self.step + 1 < total else None
-                _noise_from(self.generator, noise)
-                for optimiser in self.optimisers:
-                    for group in optimiser.param_groups:
-                        group["lr"] = self.rate()
-                for name, value in self.iterate(example, adversarial=self.step >= warm).items():
-                    sums[name] = sums.get(name, 0.0) + value / LOG_EVERY
-                self.step += 1
-                decay = min(float(settings["average_decay"]), self.step / (self.step + 20.0))
-                with torch.no_grad():
-                    for kept, new in zip(self.average.parameters(), self.generator.parameters(), strict=True):
-                        kept.lerp_(new, 1 - decay)
-                if self.step % LOG_EVERY == 0:
-                    seconds = (time.monotonic() - began) / (self.step - first)
-                    text = "  ".join(f"{name} {value:.3f}" for name, value in sums.items())
-                    log.info("iteration %d/%d  %s  %.2f s each", self.step, total, text, seconds)
-                    if report:
-                        report(self.step, sums)
-                    if board:
-                        for name, value in sums.items():
-                            board.add_scalar(f"loss/{name}", value, self.step)
-                    sums = {}
-                if board and self.step % int(settings["pictures_every"]) == 0:
-                    board.add_image("faces", self.picture(example), self.step, dataformats="HW")
-                if self.step % int(settings["save_every"]) == 0 or self.step == total:
-                    self.save()
-                if save_epochs and self.step % (epoch_length * save_epochs) == 0:
-                    epoch = self.step // epoch_length
-                    save_weights(self.average, self.folder / f"generator-epoch{epoch:02d}.pt")
+        for example in self.examples():
+            _noise_from(self.generator, _source(settings, self.step))
+            for optimiser in self.optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = self.rate()
+            for name, value in self.iterate(example, adversarial=self.step >= warm).items():
+                sums[name] = sums.get(name, 0.0) + value / LOG_EVERY
+            self.step += 1
+            decay = min(float(settings["average_decay"]), self.step / (self.step + 20.0))
+            with torch.no_grad():
+                for kept, new in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+                    kept.lerp_(new, 1 - decay)
+            if self.step % LOG_EVERY == 0:
+                seconds = (time.monotonic() - began) / (self.step - first)
+                text = "  ".join(f"{name} {value:.3f}" for name, value in sums.items())
+                log.info("iteration %d/%d  %s  %.2f s each", self.step, total, text, seconds)
+                if report:
+                    report(self.step, sums)
+                if board:
+                    for name, value in sums.items():
+                        board.add_scalar(f"loss/{name}", value, self.step)
+                sums = {}
+            if board and self.step % int(settings["pictures_every"]) == 0:
+                board.add_image("faces", self.picture(example), self.step, dataformats="HW")
+            if self.step % int(settings["save_every"]) == 0 or self.step == total:
+                self.save()
+            if save_epochs and self.step % (epoch_length * save_epochs) == 0:
+                epoch = self.step // epoch_length
+                save_weights(self.average, self.folder / f"generator-epoch{epoch:02d}.pt")
         _noise_from(self.generator, None)
         if board:
             board.close()
@@ -204,49 +208,102 @@ class Trainer:
 
     def iterate(self, example: Example, adversarial: bool) -> dict[str, float]:
         """One optimisation step of both networks on one example; returns the losses."""
-        condition, target = example.condition.to(self.device), example.target.to(self.device)
-        region, known = example.region.to(self.device), example.loss_region.to(self.device)
+        settings, free = self.settings, example.free is not None and adversarial
+        condition, target, region, known = (
+            tensor.to(self.device)
+            for tensor in (example.condition, example.target, example.region, example.loss_region)
+        )
+        natural = target if example.natural is None else example.natural.to(self.device)
+        if free:
+            assert example.free is not None
+            condition = torch.cat([condition, example.free.to(self.device)])
         if self.channels_last:
             condition = condition.contiguous(memory_format=torch.channels_last_3d)
-        optimiser_g, optimiser_d = self.optimisers
-        autocast = bfloat16(self.device) if self.settings.get("bf16", True) else nullcontext()
+        optimiser_g, *others = self.optimisers
+        autocast = bfloat16(self.device) if settings.get("bf16", True) else nullcontext()
         with autocast:
-            face = self.generator(condition)
-        reconstruction = float(self.settings["loss_lambda"]) * l15(face - target, known)
+            faces = self.generator(condition)
+        face = faces[: len(target)]
+        each = zip(face - target, known, strict=True)
+        reconstruction = float(settings["loss_lambda"]) * torch.stack([l15(*one) for one in each]).mean()
         losses = {"L1.5": reconstruction.item()}
         loss = reconstruction
+        if weight := float(settings.get("skin_weight", 0.0)):
+            skin = skin_loss(face, target, known)
+            losses["skin"] = skin.item()
+            loss = loss + weight * skin
         if adversarial:
+            copies = len(condition) // len(target)
+            region, originals = region.repeat(copies, 1, 1, 1, 1), torch.cat([target, natural][:copies])
+            scan = condition[:, : self.discriminator.channels_in - 1]
             # the scan as it is written: generated inside the face region, unchanged outside
-            fake = torch.where(region > 0.5, face, target)
-            with autocast:
-                score_real, features_real = self.discriminator(condition, target)
-                score_fake, _ = self.discriminator(condition, fake.detach())
+            fake = torch.where(region > 0.5, faces, originals)
             # patches without a face are the same in both and would only dilute the judgement
-            drawn = (region > 0.5) & (torch.maximum(target, face.detach()) > -0.9)
-            patches = functional.adaptive_max_pool3d(drawn.float(), score_real.shape[2:])
-            loss_d = 0.5 * (judged(score_real, 1.0, patches) + judged(score_fake, 0.0, patches))
-            optimiser_d.zero_grad(set_to_none=True)
+            drawn = (region > 0.5) & (torch.maximum(originals, faces.detach()) > -0.9)
+            views = random_views(len(target), _source(self.settings, self.step)).to(self.device)
+            portrait_weight = float(settings.get("portrait_weight", 0.0)) if free else 0.0
+
+            def judge(what: Tensor, wanted: float, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
+                with autocast:
+                    score, features = self.discriminator(scan[: len(what)], what)
+                return judged(score, wanted, patches[: len(what)]), features
+
+            cells = [side // 2 ** len(self.discriminator.layers) for side in drawn.shape[2:]]
+            patches = functional.adaptive_max_pool3d(drawn.float(), cells)
+            true, _ = judge(natural, 1.0, patches)
+            false, _ = judge(fake.detach(), 0.0, patches)
+            loss_d = 0.5 * (true + false)
+            losses["D"] = loss_d.item()
+            if portrait_weight:
+                true, false = self.critic(portraits(natural, views)), self.critic(
+                    portraits(fake[len(target) :].detach(), views)
+                )
+                loss_c = 0.5 * (((true - 1) ** 2).mean() + (false**2).mean())
+                losses["C"] = loss_c.item()
+                loss_d = loss_d + loss_c
+            for optimiser in others:
+                optimiser.zero_grad(set_to_none=True)
             loss_d.backward()
-            optimiser_d.step()
-            self.discriminator.requires_grad_(False)
-            with autocast:
-                score, features = self.discriminator(condition, fake)
-            self.discriminator.requires_grad_(True)
-            loss_g = judged(score, 1.0, patches)
+            for optimiser in others:
+                optimiser.step()
+            for network in (self.discriminator, self.critic):
+                network.requires_grad_(False)
+            loss_g, features = judge(fake, 1.0, patches)
+            with torch.no_grad():
+                _, wanted = judge(target, 1.0, patches)
             matching = torch.zeros((), device=self.device)
-            for a, b in zip(features, features_real, strict=True):
-                matching = matching + functional.l1_loss(a.float(), b.detach().float())
-            loss = (
-                loss
-                + float(self.settings.get("adversarial_weight", 1.0)) * loss_g
-                + float(self.settings["feature_matching"]) * matching
-            )
-            losses |= {"G": loss_g.item(), "D": loss_d.item(), "features": matching.item()}
+            for a, b in zip(features, wanted, strict=True):
+                matching = matching + functional.l1_loss(a[: len(target)].float(), b.float())
+            loss = loss + float(settings.get("adversarial_weight", 1.0)) * loss_g
+            loss = loss + float(settings["feature_matching"]) * matching
+            losses |= {"G": loss_g.item(), "features": matching.item()}
+            if portrait_weight:
+                loss_p = ((self.critic(portraits(fake[len(target) :], views)) - 1) ** 2).mean()
+                losses["P"] = loss_p.item()
+                loss = loss + portrait_weight * loss_p
+            for network in (self.discriminator, self.critic):
+                network.requires_grad_(True)
         optimiser_g.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 5.0)
         optimiser_g.step()
         return losses
+
+
+def _source(settings: dict[str, Any], step: int) -> torch.Generator:
+    """Random numbers of one iteration."""
+    return torch.Generator().manual_seed(int(settings["seed"]) * SEED_STEP + step)
+
+
+class _Examples(Dataset[Example]):
+    """An endless list of examples, each from its own number."""
+
+    def __init__(self, draw: Callable[[np.random.Generator], Example], seed: int) -> None:
+        self.draw, self.seed = draw, seed
+
+    def __getitem__(self, number: int) -> Example:
+        torch.manual_seed(self.seed * SEED_STEP + number)
+        return self.draw(np.random.default_rng([self.seed, number]))
 
 
 def _noise_from(generator: Generator, source: torch.Generator | None) -> None:
