@@ -104,6 +104,7 @@ KEYS: dict[str, dict[str, Any]] = {
             "skin_weight": Key(float, 0.0, 0),
             "portrait_weight": Key(float, 0.0, 0),
             "batch": Key(int, 1, 1),
+            "echo": Key(int, 1, 1),  # iterations for each batch that was drawn
             "workers": Key(int, 1, 0),  # processes that draw examples
             "average_decay": Key(float, 0.0, 0, 1),
             "save_every": Key(int, 100, 1),

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from ..grid import solid
+from ..grid import dilate, solid
 from ..template import CLEFT, SKIN_LEVEL, Template, warp
 from .anatomy import random_field, removed_face, rotation
 
@@ -65,6 +64,11 @@ class Example:
     free: Tensor | None = None
     natural: Tensor | None = None
 
+    def to(self, device: torch.device) -> Example:
+        """The same on another device."""
+        parts: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        return Example(*(part if part is None else part.to(device) for part in parts))
+
     @classmethod
     def joined(cls, examples: Sequence[Example]) -> Example:
         """Several as one, along the first axis."""
@@ -110,8 +114,7 @@ def example(head: WorkingHead, template: Template, rng: np.random.Generator) -> 
     brain = (natural[2] > 0.5).float()
     valid = (natural[1] > 0.99) & (bent[1] > 0.99)
 
-    margin = 7 if rng.random() < 0.7 else 5
-    near = functional.max_pool3d(brain[None, None], margin, stride=1, padding=margin // 2)[0, 0] > 0.5
+    near = dilate(brain > 0.5, 3 if rng.random() < 0.7 else 2)
     region = torch.from_numpy(template.face_region) & ~near
     emptied_elsewhere = rng.random() < 0.2
     if emptied_elsewhere:  # as other programs deface
@@ -145,7 +148,7 @@ def example(head: WorkingHead, template: Template, rng: np.random.Generator) -> 
         condition=condition_of(seen, region_1, prior[None]),
         target=target,
         region=region_1 * valid,
-        loss_region=functional.max_pool3d(region_1, 2 * OVERLAP + 1, stride=1, padding=OVERLAP) * valid,
+        loss_region=dilate(region, OVERLAP).float()[None, None] * valid,
         free=condition_of(seen, region_1, free[None, None]),
         natural=natural,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from .portraits import portraits, random_views, skin_loss
 log = logging.getLogger(__name__)
 LOG_EVERY = 25
 """Iterations over which the losses are averaged for the log."""
+POOL = 16
+"""Batches that are kept to be seen again."""
 SEED_STEP = 1_000_003
 """Between the random numbers of one seed and the next."""
 
@@ -65,10 +68,11 @@ class Trainer:
     before it is judged), learning_rate, cosine_period, loss_lambda, feature_matching, adversarial_weight (1),
     average_decay (of the weights that are kept), save_every; and where wanted batch (examples an iteration),
     workers, skin_weight (of `skin_loss`), portrait_weight (of what the discriminator of portraits says),
-    save_epochs
+    echo (iterations for each batch that was drawn: all but the first see one of the last `POOL` again; a
+    run that was stopped then does not go on exactly as it would have), save_epochs
     (`generator-epochNN.pt` each so many epochs), tensorboard (log losses, and pictures every pictures_every
-    iterations), bf16 (false: float32 even where bfloat16 is fast), and channels_last (the memory layout; always
-    on CUDA, and on processors with bfloat16 one and a half times as fast).
+    iterations), bf16 (false: float32 even where bfloat16 is fast), and channels_last (the memory layout that is
+    faster on processors).
     """
 
     def __init__(
@@ -82,7 +86,7 @@ class Trainer:
     ) -> None:
         self.generator, self.discriminator = generator.to(device), discriminator.to(device)
         self.critic = PortraitDiscriminator().to(device)
-        self.channels_last = device.type == "cuda" or bool(settings.get("channels_last"))
+        self.channels_last = device.type == "cpu" and bool(settings.get("channels_last"))
         if self.channels_last:
             for network in (self.generator, self.discriminator):
                 network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -132,13 +136,23 @@ class Trainer:
         return float(self.settings["learning_rate"]) * (0.02 + 0.98 * falling)
 
     def examples(self) -> DataLoader[Example]:
-        """The examples of the iterations that are left, one batch each."""
-        batch = int(self.settings.get("batch", 1))
-        left = range(self.step * batch, self.iterations * batch)
+        """The batches that are left to draw, for `echo` iterations each."""
+        batch, echo = int(self.settings.get("batch", 1)), int(self.settings.get("echo", 1))
+        left = range(self.step // echo * batch, -(-self.iterations // echo) * batch)
         return DataLoader(
             Subset(_Examples(self.draw, int(self.settings["seed"])), left), batch,
             num_workers=int(self.settings.get("workers", 0)), collate_fn=Example.joined,
         )  # fmt: skip
+
+    def batches(self) -> Iterator[Example]:
+        """What the iterations that are left see, one after the other, on the device."""
+        pool: deque[Example] = deque(maxlen=POOL)
+        choice = np.random.default_rng([int(self.settings["seed"]), self.step])
+        for example in self.examples():
+            pool.append(example.to(self.device))
+            for repeat in range(int(self.settings.get("echo", 1))):
+                if self.step < self.iterations:
+                    yield pool[int(choice.integers(len(pool)))] if repeat else pool[-1]
 
     def run(self, report: Callable[[int, dict[str, float]], None] | None = None) -> Generator:
         """Train to the end; returns the generator with averaged weights."""
@@ -148,7 +162,7 @@ class Trainer:
         board = _board(self.folder, self.step) if settings.get("tensorboard") else None
         sums: dict[str, float] = {}
         began, first = time.monotonic(), self.step
-        for example in self.examples():
+        for example in self.batches():
             _noise_from(self.generator, _source(settings, self.step))
             for optimiser in self.optimisers:
                 for group in optimiser.param_groups:
@@ -209,14 +223,12 @@ class Trainer:
     def iterate(self, example: Example, adversarial: bool) -> dict[str, float]:
         """One optimisation step of both networks on one example; returns the losses."""
         settings, free = self.settings, example.free is not None and adversarial
-        condition, target, region, known = (
-            tensor.to(self.device)
-            for tensor in (example.condition, example.target, example.region, example.loss_region)
-        )
-        natural = target if example.natural is None else example.natural.to(self.device)
+        example = example.to(self.device)
+        condition, target, region, known = example.condition, example.target, example.region, example.loss_region
+        natural = target if example.natural is None else example.natural
         if free:
             assert example.free is not None
-            condition = torch.cat([condition, example.free.to(self.device)])
+            condition = torch.cat([condition, example.free])
         if self.channels_last:
             condition = condition.contiguous(memory_format=torch.channels_last_3d)
         optimiser_g, *others = self.optimisers
