@@ -66,8 +66,12 @@ class Example:
 
     def to(self, device: torch.device) -> Example:
         """The same on another device."""
-        parts: list[Any] = [getattr(self, field.name) for field in fields(self)]
-        return Example(*(part if part is None else part.to(device) for part in parts))
+
+        def there(name: str) -> Any:
+            part = getattr(self, name)
+            return part if part is None else part.to(device)
+
+        return Example(*(there(field.name) for field in fields(self)))
 
     @classmethod
     def joined(cls, examples: Sequence[Example]) -> Example:
