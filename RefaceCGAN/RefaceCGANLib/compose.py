@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .anatomy import Anatomy
-from .grid import bounding_box, dilate, sample, shift, solid
+from .grid import bounding_box, dilate, erode, sample, shift, solid
 from .intensity import IntensityScale
 from .template import CLEFT, SKIN_LEVEL
 
@@ -25,6 +25,12 @@ AIR = 0.12
 values below 3 of 255; ours is relative to the scan's own scale and finer, as the skin is sharpened afterwards)."""
 STEEPENING = 1.5
 """Power of the ratio of working to native voxels that steepens the skin's edge: resampling blurs it, too."""
+PIT = 2
+"""Working-grid voxels that the skin of a face may lie below that of its prior."""
+THICK = 3
+"""Working-grid voxels: half the width of what is too thin for pits, such as ears."""
+SMOOTH = 0.5
+"""Working-grid voxels; standard deviation of the smoothing of a generated face at its skin."""
 SKIN_DEPTH = 3
 """Working-grid voxels from the air around the head in which edges are the skin's."""
 TISSUE_SIGMA = 1.5
@@ -147,6 +153,30 @@ def compose(
     air_mask = np.zeros(anatomy.face_region.shape, dtype=bool)
     air_mask[anatomy.face_region] = air
     return Composed(values=values.astype(np.float32), air_mask=air_mask)
+
+
+def without_pits(face: Tensor, scan: Tensor, region: Tensor, prior: Tensor) -> Tensor:
+    """A generated face (A, S, L), -1..1, with smooth skin that lies at most `PIT` voxels below the prior's.
+
+    scan: the defaced scan, region: bool, what was emptied.  prior: the average head the face was made of, which
+    has no gaps where the training heads have them: from dental work, or as thin tissue lies on the skull."""
+    import torch
+    from scipy import ndimage
+
+    outer = ~solid(prior > SKIN_LEVEL, CLEFT)
+    near = torch.from_numpy(_soft(dilate(outer, SKIN_DEPTH)))
+    smooth = torch.from_numpy(ndimage.gaussian_filter(face.numpy(), SMOOTH))
+    face = torch.where(region, face + near * (smooth - face), face)
+    air = torch.where(region, face, scan) < SKIN_LEVEL
+    labels, _ = ndimage.label(air.numpy())
+    outside = torch.from_numpy((labels == labels[-1].max()) & air.numpy())
+    thick = dilate(erode(~outer, THICK), THICK)  # not ears
+    pits = outside & region & erode(thick, PIT)
+    if not pits.any():
+        return face
+    level = _tissue_level(face, ~air)
+    least = (level + 1) * torch.from_numpy(_soft(dilate(pits, 1))) - 1
+    return torch.where(region & ~outer, torch.maximum(face, least), face)
 
 
 def _without_seam(face: Tensor, original: Tensor, region: Tensor) -> Tensor:

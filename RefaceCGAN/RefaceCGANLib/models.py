@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from .networks import AnatomyNetwork, Generator
     from .template import Template
@@ -110,8 +110,8 @@ class Model:
         network = build(role, self.card[role])
         state = torch.load(io.BytesIO(self._verified(role)), weights_only=True, map_location="cpu")
         try:
-            network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-        except RuntimeError:
+            network.load_state_dict(unpacked(state))
+        except (KeyError, RuntimeError):
             raise InputError(
                 f"The {role} weights of model {self.id} do not fit its card; install the model again."
             ) from None
@@ -137,3 +137,19 @@ class Model:
     @property
     def generator_sha256(self) -> str:
         return str(self.card["files"]["generator"]["sha256"])
+
+
+SCALE = "/scale"
+"""What the name of a kernel's scales ends in."""
+
+
+def unpacked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a release as float32: a kernel may be stored as int8 with a scale for each of its output
+    channels (`training.release.packed`), all else is float16."""
+    import torch
+
+    return {
+        name: tensor.float() * (state[name + SCALE].float() if tensor.dtype == torch.int8 else 1.0)
+        for name, tensor in state.items()
+        if not name.endswith(SCALE)
+    }

@@ -24,7 +24,7 @@ import numpy as np
 from . import __version__
 from .anatomy import SPACING, Anatomy, bfloat16, locate
 from .checks import Check, check, enforce
-from .compose import Background, compose
+from .compose import Background, compose, without_pits
 from .errors import InputError
 from .grid import AslView, axes_matrix, dilate, resample_axes, sample, solid
 from .intensity import RING_MM, IntensityScale
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LIKENESS = -0.3
+LIKENESS = -0.35
 """Correlation of a drawn face's shape with the original's, beyond the average face's, that is not exceeded."""
-DRAWS = 100
-"""Faces drawn at most to find one that is not like the original."""
+DRAWS, FITS = 50, 6
+"""Faces drawn at most to find one that is not like the original, and of those made to fit the head."""
 
 Progress = Callable[[str, float], None]
 """Called with the stage and how much of the whole is done (0..1); may raise Cancelled."""
@@ -254,11 +254,13 @@ class Refacer:
         inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > 0.25
         scan = torch.where(inside, torch.full_like(defaced, -1.0), defaced - 1.0)
         meeting = own = None
-        if "prior" in card["condition"] and not anatomy.already_defaced:
+        if "prior" in card["condition"]:
             template = self._cropped_template
             head = solid(original > float(scale.normalise(np.array([anatomy.skin]))[0]) + 1.0, CLEFT)
-            meeting = template.meeting(scan.numpy(), inside.numpy(), head.numpy())
-            own = template.heights(original.numpy() - 1.0, seen.numpy() > 0.99)
+            in_view = seen.numpy() > 0.99
+            meeting = template.meeting(scan.numpy(), inside.numpy(), head.numpy(), in_view)
+            if not anatomy.already_defaced:
+                own = template.heights(original.numpy() - 1.0, in_view)
         return WorkingScan(scan, inside, meeting, own, to_native)
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
@@ -360,14 +362,19 @@ class Refacer:
             source = torch.Generator().manual_seed(seed)
             generator.set_dropout(dropout, source)
             try:
-                generator.to(device)
+                generator.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
                 with torch.inference_mode(), bfloat16(device):
                     face = tiling.apply(
-                        lambda block, device=device: generator(block.to(device)),  # type: ignore[misc]
+                        lambda block, device=device: generator(  # type: ignore[misc]
+                            block.to(device, memory_format=torch.channels_last_3d)
+                        ),
                         condition, tuple(card["sub_volume"]["shape"]), float(card["sub_volume"]["overlap"]),
                         working.region,
                     )[0, 0]  # fmt: skip
-                return self._cropped_template.met(face, working.meeting) if working.meeting else face
+                if working.meeting is None:
+                    return face
+                face = without_pits(face, working.scan, working.region, channels["prior"])
+                return working.meeting.met(face)
             except torch.OutOfMemoryError:
                 message = f"The memory of {device} did not suffice; the face was drawn on the processor."
                 log.warning(message)
@@ -376,19 +383,29 @@ class Refacer:
         raise InputError("The memory did not suffice to draw a face; close programs and try again.")
 
     def _shape(self, prepared: Prepared, seed: int) -> np.ndarray:
-        """The code of a random face that is not like the original's: the first drawn whose likeness is below
-        `LIKENESS`, or the least alike of `DRAWS`."""
-        template, own = self._cropped_template, prepared.working.own
+        """The code of a random face that fits the head and is not like the original's: the first drawn whose
+        likeness is below `LIKENESS`, or the least alike of those that were made to fit."""
+        template, own, meeting = self._cropped_template, prepared.working.own, prepared.working.meeting
         random = np.random.default_rng([seed, prepared.fingerprint])
-        found, least = None, np.inf
-        for _ in range(1 if own is None else DRAWS):
-            code = random.standard_normal(template.modes_count) * float(self.model.card["shape_spread"])
-            likeness = -np.inf if own is None else template.likeness(code, own)
+        spread = float(self.model.card["shape_spread"])
+
+        def draw() -> np.ndarray:
+            return random.standard_normal(template.modes_count) * spread
+
+        if meeting is None:
+            return draw()
+        if own is None:
+            return template.fitting(draw(), meeting)
+        found, least = draw(), np.inf
+        for _ in range(FITS):
+            codes = (draw() for _ in range(DRAWS))
+            unlike = next((code for code in codes if template.likeness(code, own) < LIKENESS), found)
+            code = template.fitting(unlike, meeting)
+            likeness = template.likeness(code, own)
             if likeness < least:
                 found, least = code, likeness
             if least < LIKENESS:
                 break
-        assert found is not None
         return found
 
     @cached_property

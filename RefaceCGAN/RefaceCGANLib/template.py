@@ -49,10 +49,17 @@ RIM_POINTS = 4
 CLEFT = 2
 """Voxels: half the width of the clefts in a head that count as its inside."""
 
-COVER_MM = 4.0
-"""Kept tissue that lay this deep lies at least so deep under the new face."""
-COVER_REACH = -10.0, 5.0
-"""Voxels along the normal from the average skin between which that tissue is looked for."""
+DEEP_MM, COVER_MM = 4.0, 2.5
+"""Kept tissue that lay deeper than the first lies at least as deep as the second under the new face."""
+EDGE_MM = 3.0
+"""A new nose keeps this far from the end of the field of view."""
+OUTERMOST_REACH = -10.0, 10.0
+"""Voxels along the normal from the average skin between which tissue, and that end, are looked for."""
+FITTING, FITTING_ROUNDS = 100.0, 4
+"""mm^2 of lacking skin, summed over the skin points, that a code gives for a standard deviation; rounds."""
+BORDER, BORDER_WEIGHT = 0.06, 0.7
+"""What a mm^2 counts, against lacking skin, by which the skin near the border differs from the average; it is near
+where `weight` is below the second number."""
 COVER_SIGMA, COVER_MOST = 2.5, 10.0
 """Voxels over which the skin is raised around what it has to cover, and the most mm by which it is."""
 
@@ -138,7 +145,7 @@ class Template:
         heights = np.asarray(code[count:], np.float32) @ self.relief_modes.astype(np.float32)
         if meeting is None:
             return self.shaped(displacement, heights)
-        return self.shaped(displacement + meeting.shift, heights, self._lacking(code, meeting))
+        return self.shaped(displacement + meeting.shift, heights, self._raise(self._lacking(code, meeting)))
 
     def shaped(self, displacement: Tensor, heights: np.ndarray, raise_by: np.ndarray | None = None) -> Tensor:
         """The average head whose skin is raised by `heights` (N,) mm at the skin points, times `weight`, and by
@@ -161,26 +168,45 @@ class Template:
         field[:, voxels] = -amount / self.spacing * direction
         return torch.from_numpy(field.reshape(3, *self.mean.shape))
 
-    def cover(self, kept: np.ndarray) -> np.ndarray:
-        """The least heights (N,) mm over the average skin at which a face covers kept tissue (A, S, L; bool) by
-        `COVER_MM`; -inf where there is none under it."""
-        first, last = COVER_REACH
+    def outermost(self, mask: np.ndarray) -> np.ndarray:
+        """How far (N,) mm in front of the average skin a mask (A, S, L; bool) ends: -inf where it is not met
+        within `OUTERMOST_REACH`, inf where it goes on beyond that."""
+        first, last = OUTERMOST_REACH
         steps = np.arange(first, last + 0.25, 0.5)
         along = self.relief_points[:, None] + steps[None, :, None] * self.relief_normals[:, None]
-        there = trilinear(kept.astype(np.float32)[None], along.reshape(-1, 3)).reshape(len(along), -1) > 0.5
-        outermost = steps[there.shape[1] - 1 - there[:, ::-1].argmax(axis=1)]
-        return np.where(there.any(axis=1), outermost * self.spacing + COVER_MM, -np.inf)
+        there = trilinear(mask.astype(np.float32)[None], along.reshape(-1, 3)).reshape(len(along), -1) > 0.5
+        at = there.shape[1] - 1 - there[:, ::-1].argmax(axis=1)
+        ends = np.where(at == len(steps) - 1, np.inf, steps[at] * self.spacing)
+        return np.where(there.any(axis=1), ends, -np.inf)
+
+    def fitting(self, code: np.ndarray, meeting: Meeting) -> np.ndarray:
+        """The code nearest to `code` whose face covers what it has to on a scan and comes to the kept skin without
+        a step. The whole face moves and grows with it, as faces do, where to bend its skin alone would show."""
+        start = code = np.asarray(code, np.float32)
+        profiles = self._profiles[1:]
+        base = self._border + FITTING * np.eye(len(start))
+        for _ in range(FITTING_ROUNDS):  # least squares over what is lacking, which changes as the face moves
+            lacking = self._lacking(code, meeting)
+            short = lacking != 0
+            some = profiles[:, short]
+            wanted = some @ (lacking[short] + code @ some) + FITTING * start
+            code = np.linalg.solve(base + some @ some.T, wanted).astype(np.float32)
+        return code
 
     def _lacking(self, code: np.ndarray, meeting: Meeting) -> np.ndarray:
-        """How much higher (N,) mm the skin of a face must be to cover what it has to, smooth."""
+        """How much higher (N,) mm the skin of a face must be to cover what it has to; below 0 where it must be
+        lower to stay in the field of view."""
         reached = self._profiles[0] + np.asarray(code, np.float32) @ self._profiles[1:]
         moved = trilinear(meeting.shift.numpy(), self.relief_points)
         reached = reached - (moved * self.relief_normals.T).sum(axis=0) * self.spacing
-        lacking = np.clip(meeting.least - reached, 0, COVER_MOST).astype(np.float32)
-        if not lacking.any():
-            return lacking
-        raise_by = lacking
-        for _ in range(2):  # smoothing lowers what it smooths: the second round makes up for it
+        higher = np.clip(meeting.least - reached, 0, COVER_MOST)
+        lower = np.clip(meeting.most - reached, -COVER_MOST, 0)
+        return np.asarray(np.where(higher > 0, higher, lower), np.float32)
+
+    def _raise(self, lacking: np.ndarray) -> np.ndarray:
+        """Heights (N,) mm that make up for what the skin is `lacking` (N,), smooth along it."""
+        raise_by = lacking = np.maximum(lacking, 0)
+        for _ in range(2 if lacking.any() else 0):  # smoothing lowers what it smooths: the second round mends it
             raise_by = raise_by + np.clip(lacking - self._along_skin @ raise_by, 0, None)
         return np.asarray(self._along_skin @ raise_by)
 
@@ -238,6 +264,12 @@ class Template:
         return (raised * self._relief_weight).astype(np.float32)
 
     @cached_property
+    def _border(self) -> np.ndarray:
+        """What a code costs for skin off the average near the border: a quadratic form (K + M, K + M)."""
+        near = self._profiles[1:, self._relief_weight < BORDER_WEIGHT]
+        return BORDER * near @ near.T
+
+    @cached_property
     def _relief_weight(self) -> np.ndarray:
         return self.weight[*np.rint(self.relief_points).astype(int).T].astype(np.float32)
 
@@ -272,37 +304,26 @@ class Template:
         normal /= np.maximum(np.linalg.norm(normal, axis=0), 1e-3)
         return average, normal
 
-    @cached_property
-    def _rim(self) -> _Rim:
-        return _Rim.of(self)
-
-    def rim_heights(self, image: np.ndarray) -> np.ndarray:
-        """How far the skin of an image (A, S, L), -1..1, lies in front of the average skin at the points of the
-        rim, in voxels: NaN where there is none."""
-        rim = self._rim
-        return heights(image, np.ones_like(image), rim.points, rim.normals, RIM_REACH)
-
-    def meeting(self, scan: np.ndarray, region: np.ndarray, head: np.ndarray) -> Meeting:
+    def meeting(
+        self, scan: np.ndarray, region: np.ndarray, head: np.ndarray, seen: np.ndarray
+    ) -> Meeting:
         """What a face has to meet on a defaced scan (A, S, L), -1..1. region: bool, what is emptied.  head: bool,
-        all that is within the original skin."""
+        all that is within the original skin.  seen: bool, the field of view."""
         import torch
-        from scipy.ndimage import binary_dilation, binary_erosion
+        from scipy.ndimage import distance_transform_edt
 
-        emptied = binary_dilation(region)[*self._rim.points.astype(int).T]
-        kept = np.where(emptied, np.nan, self.rim_heights(scan))
+        rim = Rim.of(self, region)
+        kept = rim.heights(scan)
         mean = torch.from_numpy(self.mean.astype(np.float32))[None]
         displacement = self.displacement(np.zeros(len(self.modes)))
         shift = torch.zeros(3, *self.mean.shape)
         for window in (MEETING_WIDE, MEETING_NARROW):
-            missed = kept - self.rim_heights(warp(mean, displacement + shift)[0].numpy())
-            shift = shift + self._rim.led_on(missed, window, self.mean.shape)
-        deep = binary_erosion(head, iterations=round(COVER_MM / self.spacing)) & ~region
-        return Meeting(kept, shift, self.cover(deep))
-
-    def met(self, face: Tensor, meeting: Meeting) -> Tensor:
-        """A generated face (A, S, L) with its skin moved near the rim, so that it meets the kept skin."""
-        missed = meeting.kept - self.rim_heights(face.float().numpy())
-        return warp(face[None], self._rim.led_on(missed, MEETING_NARROW, self.mean.shape))[0]
+            missed = kept - rim.heights(warp(mean, displacement + shift)[0].numpy())
+            shift = shift + rim.led_on(missed, window, self.mean.shape)
+        deep = (distance_transform_edt(head) * self.spacing > DEEP_MM) & ~region
+        most = self.outermost(seen) - EDGE_MM
+        most[(self.relief_normals[:, 0] < 0.5) | (most < -COVER_MOST)] = np.inf  # a chin may be cut, as it was
+        return Meeting(rim, kept, shift, self.outermost(deep) + COVER_MM, most)
 
     def sample(self, array: np.ndarray, coordinates: Tensor) -> Tensor:
         """Trilinear values of an array (A, S, L) of the template grid at template points (..., 3) in RAS mm."""
@@ -325,18 +346,25 @@ class Template:
 class Meeting:
     """What a face drawn on one scan has to meet.
 
-    kept: (R,) voxels, where the kept skin lies around the face, NaN where none is: `Template.rim_heights`.
+    rim: the points where it meets the kept skin.  kept: (R,) voxels, where that lies: `Rim.heights`.
     shift: (3, A, S, L) voxels, the displacement that lets the average face meet it.  least: (N,) mm, how high the
-    skin must be to cover the kept tissue under it: `Template.cover`."""
+    skin must be to cover the kept tissue under it.  most: (N,) mm, how high it may be to stay in view."""
 
+    rim: Rim
     kept: np.ndarray
     shift: Tensor
     least: np.ndarray
+    most: np.ndarray
+
+    def met(self, face: Tensor) -> Tensor:
+        """A generated face (A, S, L) with its skin moved near the rim, so that it meets the kept skin."""
+        missed = self.kept - self.rim.heights(face.float().numpy())
+        return warp(face[None], self.rim.led_on(missed, MEETING_NARROW, tuple(face.shape)))[0]
 
 
 @dataclass(frozen=True)
-class _Rim:
-    """The kept skin of the average head right outside the face region.
+class Rim:
+    """The skin of the average head right outside what is emptied of one scan.
 
     points, normals: (R, 3) in voxels.  between: (R, R) distances up to what `MEETING_WIDE` needs (sparse).
     voxels: flat index (n,) of those that may follow; nearest, shares: (n, 4) the points each follows and how much;
@@ -352,12 +380,13 @@ class _Rim:
     outward: np.ndarray
 
     @classmethod
-    def of(cls, template: Template) -> _Rim:
+    def of(cls, template: Template, region: np.ndarray) -> Rim:
+        """region: bool (A, S, L), what is emptied."""
         from scipy.ndimage import binary_dilation
         from scipy.spatial import cKDTree
 
         average, normal = template.skin
-        inner, outer = (binary_dilation(template.face_region, iterations=count) for count in RIM)
+        inner, outer = (binary_dilation(region, iterations=count) for count in RIM)
         points = np.argwhere(outer & ~inner & (average < 0) & (average > -1.01))
         tree = cKDTree(points)
         widest, reach = MEETING_WIDE
@@ -378,6 +407,11 @@ class _Rim:
             away=distance[:, 0].astype(np.float32),
             outward=unit(normal.reshape(3, -1)[:, voxels].T).T.astype(np.float32),
         )
+
+    def heights(self, image: np.ndarray) -> np.ndarray:
+        """How far the skin of an image (A, S, L), -1..1, lies in front of the average skin at the points, in
+        voxels (R,): NaN where there is none."""
+        return heights(image, np.ones_like(image), self.points, self.normals, RIM_REACH)
 
     def led_on(self, missed: np.ndarray, window: tuple[float, float], shape: tuple[int, ...]) -> Tensor:
         """The displacement (3, A, S, L) that raises the skin by what is `missed` (R,) voxels at the rim, averaged

@@ -616,7 +616,7 @@ class TestTemplate:
         face = (template.head & template.face_region).sum() * 0.008
         assert 200 < face < 1500  # ml
         assert (template.brain > 0.5)[template.face_region].mean() < 0.02
-        assert template.modes.shape == (3, 3, 32, 34, 24)  # two heads and their mirror images
+        assert template.modes.shape == (3 + 8, 3, 32, 34, 24)  # two heads and their mirror images; placements
         assert len(template.relief_points) > 3000
         assert template.relief_modes.shape == (3, len(template.relief_points))
         assert 0.3 < template.relief_modes.std() < 3  # mm

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..models import unpacked
 from ..toml import read_toml
 from ..volume import SUFFIXES
 
@@ -262,7 +263,7 @@ def _load_initial(settings: dict[str, Any], network: torch.nn.Module) -> None:
     try:
         state = torch.load(settings["init"], weights_only=True, map_location="cpu")
         state = state.get("average", state)
-        network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        network.load_state_dict(unpacked(state))
     except Exception as error:  # whatever torch throws at a file that is none of its own, or of another network
         raise _wrong(settings, "init", f"is {settings['init']}, which does not fit this network") from error
 

@@ -141,12 +141,13 @@ def example(head: WorkingHead, template: Template, rng: np.random.Generator) -> 
     if not emptied_elsewhere:
         emptied = torch.where(region, torch.full_like(seen[0, 0], -1.0), seen[0, 0])
         head_solid = solid((natural[0, 0] > SKIN_LEVEL) | ~valid, CLEFT)
-        meeting = template.meeting(emptied.numpy(), region.numpy(), head_solid.numpy())
+        meeting = template.meeting(emptied.numpy(), region.numpy(), head_solid.numpy(), valid.numpy())
         shift = meeting.shift
     rough = rng.standard_normal(len(template.relief_modes)) * float(rng.choice([0.0, NO_RELIEF]))
     heights = head.relief[mirrored].astype(np.float32) + rough.astype(np.float32) @ template.relief_modes
     prior = warp(template.shaped(template.weighted(own) + shift, heights)[None], difference)
-    free = template.prior(rng.standard_normal(template.modes_count) * rng.uniform(*SPREAD), meeting)
+    code = rng.standard_normal(template.modes_count) * rng.uniform(*SPREAD)
+    free = template.prior(template.fitting(code, meeting) if meeting else code, meeting)
     region_1 = region.float()[None, None]
     return Example(
         condition=condition_of(seen, region_1, prior[None]),

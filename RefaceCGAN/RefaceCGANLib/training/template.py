@@ -89,11 +89,11 @@ SEAM_MM, DEEP_MM = 24.0, 10.0
 """Over this distance from kept skin, and from kept tissue below, the weight of a random shape rises to 1."""
 FACE_CENTRE = (0.0, 55.0, -55.0)
 """Template mm: the bridge of the nose, about which faces turn and grow on their skulls."""
-TURNS = (4.0, 1.5, 1.5)
+TURNS = (5.6, 2.1, 2.1)
 """Degrees, one standard deviation: up or down, about the line of sight, to the side."""
-GROWTHS = (0.05, 0.06, 0.05)
+GROWTHS = (0.07, 0.084, 0.07)
 """Along x, y, z, one standard deviation."""
-SHIFTS_MM = (2.0, 2.0)
+SHIFTS_MM = (2.8, 2.8)
 """To the front and up, one standard deviation."""
 INVERSE_ITERATIONS = 8
 
