@@ -13,6 +13,7 @@ import pytest
 import torch
 from RefaceCGANLib import Volume
 from RefaceCGANLib.errors import InputError
+from RefaceCGANLib.models import unpacked
 from RefaceCGANLib.networks import Discriminator, Generator, NoiseDropout
 from RefaceCGANLib.template import MODE_SPACING, Template
 from RefaceCGANLib.training import config, native
@@ -21,6 +22,8 @@ from RefaceCGANLib.training.anatomy import GRID, PreparedHead, inside_head
 from RefaceCGANLib.training.anatomy import example as anatomy_example
 from RefaceCGANLib.training.anatomy import train as train_anatomy
 from RefaceCGANLib.training.data import Example, WorkingHead, condition_of, example
+from RefaceCGANLib.training.portraits import portraits, skin_loss
+from RefaceCGANLib.training.release import packed
 from RefaceCGANLib.training.trainer import Trainer, l15
 
 SHAPE = (32, 32, 24)
@@ -92,7 +95,7 @@ def small_head(name: str = "one") -> WorkingHead:
 def small_networks(seed: int = 0) -> tuple[Generator, Discriminator]:
     torch.manual_seed(seed)
     generator = Generator(3, filters=4, levels=2, filters_max=8, residual_blocks=1, upsampling="resize", detail=2)
-    return generator, Discriminator(4, filters=4, levels=2)
+    return generator, Discriminator(3, filters=4, levels=2)
 
 
 def draw(rng: np.random.Generator) -> Example:
@@ -123,6 +126,51 @@ class TestLosses:
             rates.append(made.rate())
         falling = [0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * t)) for t in (0, 0.25, 0.5, 0.99)]
         assert rates == pytest.approx([*falling, falling[0], falling[2]])
+
+
+class TestPortraits:
+    def test_a_ball_faces_the_camera_in_the_middle(self) -> None:
+        heads = torch.from_numpy(np.where(ball(10), 0.3, -1.0).astype(np.float32))[None, None]
+        picture = portraits(heads, torch.zeros(1, 2))[0]
+        assert picture.shape == (3, *SHAPE[1:])
+        assert torch.allclose(picture.norm(dim=0), torch.ones(SHAPE[1:]), atol=1e-4)
+        along_s, along_l, toward = picture[:, 15:17, 11:13].mean(dim=(1, 2)).tolist()
+        assert toward > 0.95
+        assert abs(along_s) < 0.1 and abs(along_l) < 0.1
+        assert picture[0, 20, 11] * picture[0, 11, 11] < 0  # above and below the middle it leans apart
+
+    def test_to_look_from_the_other_side_is_to_mirror_the_head(self) -> None:
+        lopsided = ball(10) & (np.arange(SHAPE[2]) > 7)[None, None]
+        heads = torch.from_numpy(np.where(lopsided, 0.3, -1.0).astype(np.float32))[None, None]
+        side = torch.tensor([[0.5, 0.1]])
+        seen, mirrored = portraits(heads, side), portraits(heads.flip(4), side * torch.tensor([-1.0, 1.0]))
+        assert torch.allclose(seen[:, 2], mirrored[:, 2].flip(2), atol=1e-3)
+        assert torch.allclose(seen[:, 1], -mirrored[:, 1].flip(2), atol=1e-3)
+
+    def test_the_skin_loss_grows_with_the_distance_and_knows_its_mask(self) -> None:
+        target = torch.from_numpy(np.where(ball(10), 0.3, -1.0).astype(np.float32))[None, None]
+        known = torch.ones_like(target)
+        shifted = [torch.roll(target, count, 2).requires_grad_() for count in (0, 1, 2)]
+        losses = [skin_loss(face, target, known) for face in shifted]
+        assert losses[0].item() == 0
+        assert losses[0] < losses[1] < losses[2]
+        assert skin_loss(shifted[2], target, 0 * known).item() == 0
+        losses[1].backward()
+        assert torch.isfinite(shifted[1].grad).all()
+
+
+class TestRelease:
+    def test_kernels_are_packed_to_a_part_in_a_hundred(self) -> None:
+        state = {name: tensor.half() for name, tensor in small_networks()[0].state_dict().items()}
+        small = packed(state)
+        assert {tensor.dtype for name, tensor in small.items() if state.get(name, torch.ones(1)).dim() == 5} == {
+            torch.int8
+        }
+        again = unpacked(small)
+        assert again.keys() == state.keys()
+        for name, tensor in state.items():
+            most = tensor.float().abs().max()
+            assert (again[name] - tensor.float()).abs().max() <= 0.01 * most, name
 
 
 class TestNetworks:
@@ -204,6 +252,23 @@ class TestExamples:
         assert torch.equal(condition[:, 1:2], region)
         assert torch.equal(condition[:, 2:], prior)
 
+    @pytest.mark.parametrize("seed", range(4))
+    def test_the_free_face_has_the_same_scan_and_another_shape(self, seed: int) -> None:
+        made = draw(np.random.default_rng(seed))
+        assert made.free is not None and made.natural is not None
+        assert torch.equal(made.free[:, :2], made.condition[:, :2])
+        assert not torch.equal(made.free[:, 2], made.condition[:, 2])
+        fixed = torch.from_numpy(small_template().weight == 0)[None, None]
+        assert torch.equal(made.natural[fixed], made.target[fixed])  # only the face was bent
+
+    def test_examples_are_joined_along_the_first_axis(self) -> None:
+        made = [draw(np.random.default_rng(seed)) for seed in (1, 2)]
+        both = Example.joined(made)
+        assert both.condition.shape == (2, 3, *SHAPE)
+        assert torch.equal(both.target[1:], made[1].target)
+        paired = Example.joined([Example(one.condition, one.target, one.region, one.loss_region) for one in made])
+        assert paired.free is None and paired.natural is None
+
     def test_a_seed_draws_one_example(self) -> None:
         made = []
         for _ in range(2):
@@ -272,6 +337,25 @@ class TestTrainer:
         assert len(losses) == 3
         assert losses[2] < losses[1] < losses[0]
         assert losses[2] < 0.6 * losses[0]
+
+    def test_batches_are_drawn_once_and_seen_as_often_as_wanted(self, tmp_path: Path) -> None:
+        drawn: list[Example] = []
+
+        def counted(rng: np.random.Generator) -> Example:
+            drawn.append(draw(rng))
+            return drawn[-1]
+
+        settings = SETTINGS | {"iterations": 6, "echo": 3, "batch": 2, "skin_weight": 1.0, "portrait_weight": 1.0}
+        made = Trainer(*small_networks(), counted, settings, tmp_path, torch.device("cpu"))
+        made.run()
+        assert made.step == 6
+        assert len(drawn) == 2 * 2
+
+    def test_both_discriminators_learn_and_the_generator_hears_them(self, tmp_path: Path) -> None:
+        made = trainer(tmp_path, portrait_weight=1.0, skin_weight=1.0)
+        losses = made.iterate(draw(np.random.default_rng(0)), adversarial=True)
+        assert losses.keys() == {"L1.5", "skin", "D", "C", "G", "features", "P"}
+        assert all(math.isfinite(value) for value in losses.values())
 
     def test_epochs_leave_weights_in_half_precision(self, tmp_path: Path) -> None:
         settings = {key: value for key, value in SETTINGS.items() if key != "iterations"}

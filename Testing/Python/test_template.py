@@ -1,0 +1,101 @@
+"""The face a scan is given: it covers what lies under it, stays in view, meets the kept skin, and has no pits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from RefaceCGANLib.compose import PIT, without_pits
+from RefaceCGANLib.models import Model
+from RefaceCGANLib.template import COVER_MM, EDGE_MM, SKIN_LEVEL, Meeting, Template
+from RefaceCGANLib.training.template import WORKING_SPANS, _placements
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    """The shipped one, on the working grid."""
+    return Model.load("default").template.crop(WORKING_SPANS)
+
+
+@pytest.fixture(scope="module")
+def average(template: Template) -> np.ndarray:
+    """The average head in its mean shape: the scan of somebody who looks like nobody."""
+    return template.prior(np.zeros(template.modes_count)).numpy()
+
+
+@pytest.fixture(scope="module")
+def meeting(template: Template, average: np.ndarray) -> Meeting:
+    scan = np.where(template.face_region, -1.0, average).astype(np.float32)
+    return template.meeting(scan, template.face_region, average > SKIN_LEVEL, np.ones(average.shape, bool))
+
+
+def test_the_average_face_need_not_move_to_meet_the_average_head(meeting: Meeting) -> None:
+    assert np.isfinite(meeting.kept).mean() > 0.8
+    assert np.abs(meeting.shift.numpy()).max() < 0.5  # voxels
+
+
+def test_outermost_tells_where_a_mask_ends_along_the_normals(template: Template) -> None:
+    front = template.relief_normals[:, 0] > 0.95
+    level = np.round(template.relief_points[front, 0].max()) - 2
+    index = np.arange(template.mean.shape[0])[:, None, None]
+    ends = template.outermost(np.broadcast_to(index <= level, template.mean.shape))[front]
+    away = level + 0.5 - template.relief_points[front, 0]
+    wanted = away / template.relief_normals[front, 0] * template.spacing
+    near = np.abs(wanted) < 10
+    assert np.abs(ends - wanted)[near].max() <= 1.0  # mm: half a voxel
+    assert np.isneginf(template.outermost(np.zeros(template.mean.shape, bool))).all()
+    assert np.isposinf(template.outermost(np.ones(template.mean.shape, bool))).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_face_comes_to_cover_what_lies_under_it(template: Template, meeting: Meeting, seed: int) -> None:
+    code = 1.5 * np.random.default_rng(seed).standard_normal(template.modes_count)
+    fitted = template.fitting(code, meeting)
+    before, after = (np.maximum(template._lacking(c, meeting), 0) for c in (code, fitted))
+    assert after.mean() <= before.mean()
+    assert np.percentile(after, 99) < COVER_MM
+    assert np.corrcoef(code, fitted)[0, 1] > 0.4  # still that face
+
+
+def test_a_face_stays_in_the_field_of_view(template: Template, average: np.ndarray) -> None:
+    tip = int(np.argwhere(average > SKIN_LEVEL)[:, 0].max())
+    seen = np.broadcast_to((np.arange(average.shape[0]) <= tip + 2)[:, None, None], average.shape)
+    scan = np.where(template.face_region, -1.0, average).astype(np.float32)
+    meeting = template.meeting(scan, template.face_region, average > SKIN_LEVEL, seen)
+    sticking_out = next(
+        code
+        for code in np.random.default_rng(0).standard_normal((50, template.modes_count))
+        if template._lacking(1.5 * code, meeting).min() < -2 * EDGE_MM
+    )
+    fitted = template.fitting(1.5 * sticking_out, meeting)
+    assert template._lacking(fitted, meeting).min() > -EDGE_MM
+
+
+def test_a_generated_face_is_moved_to_the_kept_skin(average: np.ndarray, meeting: Meeting) -> None:
+    off = torch.from_numpy(np.roll(average, 1, axis=0))  # a voxel too far to the front
+    before, after = (
+        np.nanmean(np.abs(meeting.kept - meeting.rim.heights(face.numpy()))) for face in (off, meeting.met(off))
+    )
+    assert after < 0.4 * before
+
+
+def test_placements_turn_the_chin_and_the_brow_to_opposite_sides() -> None:
+    up, *_ = _placements((32, 34, 24))
+    assert up.shape == (3, 32, 34, 24)
+    forward = up[1, 20, :, 12]  # along S
+    assert forward[0] * forward[-1] < 0
+    assert np.ptp(forward) > 5  # mm
+
+
+def test_pits_of_a_generated_face_are_closed_and_ears_left_alone() -> None:
+    a, s, length = np.ogrid[:40, :40, :40]
+    inside = (a - 15) ** 2 + (s - 20) ** 2 + (length - 20) ** 2 < 12**2
+    ear = (abs(a - 15) < 4) & (abs(s - 20) < 5) & (length >= 31) & (length < 36) & (abs(a - 15) < 2)
+    prior = torch.from_numpy(np.where(inside | ear, 0.3, -1.0).astype(np.float32))
+    pit = (abs(s - 20) < 2) & (abs(length - 20) < 2) & (a > 16)
+    face = torch.where(torch.from_numpy(pit & inside | ear), torch.tensor(-1.0), prior)
+    region = torch.from_numpy(np.broadcast_to(a > 5, inside.shape).copy())
+    mended = without_pits(face, torch.full_like(face, -1.0), region, prior)
+    depth = 26 - int(np.flatnonzero(mended[:, 20, 20].numpy() > SKIN_LEVEL).max())
+    assert depth <= PIT + 2
+    assert (mended[torch.from_numpy(ear & ~inside)] < SKIN_LEVEL).float().mean() > 0.7
