@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -221,85 +221,95 @@ class Trainer:
         return ((torch.cat(rows) + 1) * 127.5).clamp(0, 255).byte().numpy()
 
     def iterate(self, example: Example, adversarial: bool) -> dict[str, float]:
-        """One optimisation step of both networks on one example; returns the losses."""
-        settings, free = self.settings, example.free is not None and adversarial
-        example = example.to(self.device)
-        condition, target, region, known = example.condition, example.target, example.region, example.loss_region
-        natural = target if example.natural is None else example.natural
-        if free:
-            assert example.free is not None
+        """One optimisation step of all networks on one batch; returns the losses."""
+        settings, example = self.settings, example.to(self.device)
+        target, known = example.target, example.loss_region
+        condition = example.condition
+        if adversarial and example.free is not None:
             condition = torch.cat([condition, example.free])
         if self.channels_last:
             condition = condition.contiguous(memory_format=torch.channels_last_3d)
-        optimiser_g, *others = self.optimisers
-        autocast = bfloat16(self.device) if settings.get("bf16", True) else nullcontext()
-        with autocast:
+        with self.autocast():
             faces = self.generator(condition)
         face = faces[: len(target)]
         each = zip(face - target, known, strict=True)
-        reconstruction = float(settings["loss_lambda"]) * torch.stack([l15(*one) for one in each]).mean()
-        losses = {"L1.5": reconstruction.item()}
-        loss = reconstruction
+        loss = float(settings["loss_lambda"]) * torch.stack([l15(*one) for one in each]).mean()
+        losses = {"L1.5": loss.item()}
         if weight := float(settings.get("skin_weight", 0.0)):
             skin = skin_loss(face, target, known)
             losses["skin"] = skin.item()
             loss = loss + weight * skin
         if adversarial:
-            copies = len(condition) // len(target)
-            region, originals = region.repeat(copies, 1, 1, 1, 1), torch.cat([target, natural][:copies])
-            scan = condition[:, : self.discriminator.channels_in - 1]
-            # the scan as it is written: generated inside the face region, unchanged outside
-            fake = torch.where(region > 0.5, faces, originals)
-            # patches without a face are the same in both and would only dilute the judgement
-            drawn = (region > 0.5) & (torch.maximum(originals, faces.detach()) > -0.9)
-            views = random_views(len(target), _source(self.settings, self.step)).to(self.device)
-            portrait_weight = float(settings.get("portrait_weight", 0.0)) if free else 0.0
-
-            def judge(what: Tensor, wanted: float, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
-                with autocast:
-                    score, features = self.discriminator(scan[: len(what)], what)
-                return judged(score, wanted, patches[: len(what)]), features
-
-            cells = [side // 2 ** len(self.discriminator.layers) for side in drawn.shape[2:]]
-            patches = functional.adaptive_max_pool3d(drawn.float(), cells)
-            true, _ = judge(natural, 1.0, patches)
-            false, _ = judge(fake.detach(), 0.0, patches)
-            loss_d = 0.5 * (true + false)
-            losses["D"] = loss_d.item()
-            if portrait_weight:
-                true, false = self.critic(portraits(natural, views)), self.critic(
-                    portraits(fake[len(target) :].detach(), views)
-                )
-                loss_c = 0.5 * (((true - 1) ** 2).mean() + (false**2).mean())
-                losses["C"] = loss_c.item()
-                loss_d = loss_d + loss_c
-            for optimiser in others:
-                optimiser.zero_grad(set_to_none=True)
-            loss_d.backward()
-            for optimiser in others:
-                optimiser.step()
-            for network in (self.discriminator, self.critic):
-                network.requires_grad_(False)
-            loss_g, features = judge(fake, 1.0, patches)
-            with torch.no_grad():
-                _, wanted = judge(target, 1.0, patches)
-            matching = torch.zeros((), device=self.device)
-            for a, b in zip(features, wanted, strict=True):
-                matching = matching + functional.l1_loss(a[: len(target)].float(), b.float())
-            loss = loss + float(settings.get("adversarial_weight", 1.0)) * loss_g
-            loss = loss + float(settings["feature_matching"]) * matching
-            losses |= {"G": loss_g.item(), "features": matching.item()}
-            if portrait_weight:
-                loss_p = ((self.critic(portraits(fake[len(target) :], views)) - 1) ** 2).mean()
-                losses["P"] = loss_p.item()
-                loss = loss + portrait_weight * loss_p
-            for network in (self.discriminator, self.critic):
-                network.requires_grad_(True)
+            judgement, said = self.judgement(example, condition, faces)
+            loss, losses = loss + judgement, losses | said
+        optimiser_g = self.optimisers[0]
         optimiser_g.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.generator.parameters(), 5.0)
         optimiser_g.step()
         return losses
+
+    def judgement(self, example: Example, condition: Tensor, faces: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Let both discriminators learn from generated faces, and what they then say of them: the generator's
+        loss, and the parts of it and of their own.
+
+        condition, faces: (N, ...) of the wanted shapes, then as many free ones where the example has such."""
+        settings, count, losses = self.settings, len(example.target), {}
+        natural = example.target if example.natural is None else example.natural
+        originals = torch.cat([example.target, natural][: len(faces) // count])
+        region = example.region.repeat(len(faces) // count, 1, 1, 1, 1) > 0.5
+        scan = condition[:, : self.discriminator.channels_in - 1]
+        # the scan as it is written: generated inside the face region, unchanged outside
+        fake = torch.where(region, faces, originals)
+        # patches without a face are the same in both and would only dilute the judgement
+        drawn = region & (torch.maximum(originals, faces.detach()) > -0.9)
+        cells = [side // 2 ** len(self.discriminator.layers) for side in drawn.shape[2:]]
+        patches = functional.adaptive_max_pool3d(drawn.float(), cells)
+        views = random_views(count, _source(settings, self.step)).to(self.device)
+        portrait_weight = float(settings.get("portrait_weight", 0.0)) if len(faces) > count else 0.0
+
+        def judge(what: Tensor, wanted: float) -> tuple[Tensor, list[Tensor]]:
+            with self.autocast():
+                score, features = self.discriminator(scan[: len(what)], what)
+            return judged(score, wanted, patches[: len(what)]), features
+
+        def look(what: Tensor, wanted: float) -> Tensor:
+            return ((self.critic(portraits(what, views)) - wanted) ** 2).mean()
+
+        loss_d = 0.5 * (judge(natural, 1.0)[0] + judge(fake.detach(), 0.0)[0])
+        losses["D"] = loss_d.item()
+        if portrait_weight:
+            loss_c = 0.5 * (look(natural, 1.0) + look(fake[count:].detach(), 0.0))
+            losses["C"] = loss_c.item()
+            loss_d = loss_d + loss_c
+        judges = (self.discriminator, self.critic)
+        for optimiser in self.optimisers[1:]:
+            optimiser.zero_grad(set_to_none=True)
+        loss_d.backward()
+        for optimiser in self.optimisers[1:]:
+            optimiser.step()
+        for network in judges:
+            network.requires_grad_(False)
+        loss_g, features = judge(fake, 1.0)
+        with torch.no_grad():
+            _, wanted = judge(example.target, 1.0)
+        matching = torch.zeros((), device=self.device)
+        for ours, theirs in zip(features, wanted, strict=True):
+            matching = matching + functional.l1_loss(ours[:count].float(), theirs.float())
+        losses |= {"G": loss_g.item(), "features": matching.item()}
+        loss = float(settings.get("adversarial_weight", 1.0)) * loss_g
+        loss = loss + float(settings["feature_matching"]) * matching
+        if portrait_weight:
+            loss_p = look(fake[count:], 1.0)
+            losses["P"] = loss_p.item()
+            loss = loss + portrait_weight * loss_p
+        for network in judges:
+            network.requires_grad_(True)
+        return loss, losses
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 where it is fast and wanted."""
+        return bfloat16(self.device) if self.settings.get("bf16", True) else nullcontext()
 
 
 def _source(settings: dict[str, Any], step: int) -> torch.Generator:
