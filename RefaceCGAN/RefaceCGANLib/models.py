@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .template import Template
 
 CARD = "card.json"
+SCALE = "/scale"
+"""What the name of a kernel's scales ends in."""
 DEFAULT = "default"
 
 
@@ -137,10 +139,6 @@ class Model:
     @property
     def generator_sha256(self) -> str:
         return str(self.card["files"]["generator"]["sha256"])
-
-
-SCALE = "/scale"
-"""What the name of a kernel's scales ends in."""
 
 
 def unpacked(state: dict[str, Tensor]) -> dict[str, Tensor]:

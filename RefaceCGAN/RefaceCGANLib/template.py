@@ -196,9 +196,7 @@ class Template:
     def _lacking(self, code: np.ndarray, meeting: Meeting) -> np.ndarray:
         """How much higher (N,) mm the skin of a face must be to cover what it has to; below 0 where it must be
         lower to stay in the field of view."""
-        reached = self._profiles[0] + np.asarray(code, np.float32) @ self._profiles[1:]
-        moved = trilinear(meeting.shift.numpy(), self.relief_points)
-        reached = reached - (moved * self.relief_normals.T).sum(axis=0) * self.spacing
+        reached = self._profiles[0] + np.asarray(code, np.float32) @ self._profiles[1:] + meeting.raised
         higher = np.clip(meeting.least - reached, 0, COVER_MOST)
         lower = np.clip(meeting.most - reached, -COVER_MOST, 0)
         return np.asarray(np.where(higher > 0, higher, lower), np.float32)
@@ -320,10 +318,11 @@ class Template:
         for window in (MEETING_WIDE, MEETING_NARROW):
             missed = kept - rim.heights(warp(mean, displacement + shift)[0].numpy())
             shift = shift + rim.led_on(missed, window, self.mean.shape)
+        raised = -(trilinear(shift.numpy(), self.relief_points) * self.relief_normals.T).sum(axis=0) * self.spacing
         deep = (distance_transform_edt(head) * self.spacing > DEEP_MM) & ~region
         most = self.outermost(seen) - EDGE_MM
         most[(self.relief_normals[:, 0] < 0.5) | (most < -COVER_MOST)] = np.inf  # a chin may be cut, as it was
-        return Meeting(rim, kept, shift, self.outermost(deep) + COVER_MM, most)
+        return Meeting(rim, kept, shift, raised, self.outermost(deep) + COVER_MM, most)
 
     def sample(self, array: np.ndarray, coordinates: Tensor) -> Tensor:
         """Trilinear values of an array (A, S, L) of the template grid at template points (..., 3) in RAS mm."""
@@ -347,12 +346,14 @@ class Meeting:
     """What a face drawn on one scan has to meet.
 
     rim: the points where it meets the kept skin.  kept: (R,) voxels, where that lies: `Rim.heights`.
-    shift: (3, A, S, L) voxels, the displacement that lets the average face meet it.  least: (N,) mm, how high the
-    skin must be to cover the kept tissue under it.  most: (N,) mm, how high it may be to stay in view."""
+    shift: (3, A, S, L) voxels, the displacement that lets the average face meet it.  raised: (N,) mm by which that
+    raises its skin.  least: (N,) mm, how high the skin must be to cover the kept tissue under it.  most: (N,) mm,
+    how high it may be to stay in view."""
 
     rim: Rim
     kept: np.ndarray
     shift: Tensor
+    raised: np.ndarray
     least: np.ndarray
     most: np.ndarray
 
