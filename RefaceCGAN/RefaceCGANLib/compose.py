@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .anatomy import Anatomy
-from .grid import bounding_box, dilate, erode, sample, shift, solid
+from .grid import bounding_box, dilate, erode, sample_at, shift, solid
 from .intensity import IntensityScale
-from .template import CLEFT, SKIN_LEVEL
+from .template import CLEFT, MEETING_NARROW, SKIN_LEVEL
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .refacer import WorkingScan
 
 AIR = 0.12
 """Fraction of the way from air to the brightest tissue under which generated voxels are air (the paper:
@@ -35,6 +37,8 @@ SKIN_DEPTH = 3
 """Working-grid voxels from the air around the head in which edges are the skin's."""
 TISSUE_SIGMA = 1.5
 """Working-grid voxels; the reach of the local tissue intensity that the skin's edge rises to."""
+ROW_POINTS = 4096
+"""Points that are read at once; the cores share what is more."""
 SEAM_SIGMA = 2.5
 """Working-grid voxels; how far the correction at the border reaches into the face region."""
 
@@ -100,49 +104,33 @@ class Composed:
 
 def compose(
     face: Tensor,
-    original: Tensor,
-    region: Tensor,
-    working_to_native: np.ndarray,
+    working: WorkingScan,
     anatomy: Anatomy,
     scale: IntensityScale,
     background: Background,
     rng: np.random.Generator,
 ) -> Composed:
-    """Carry a generated face to the native grid.
-
-    face, original: (A, S, L) on the working grid, -1..1; region: bool, the face region there (original is the
-    defaced scan: -1 inside).  working_to_native: (4, 4) index map."""
+    """Carry a generated face (A, S, L) on the working grid, -1..1, to the native grid."""
     import torch
 
-    face = _without_seam(face, original, region)
-    tissue = (face + 1) / 2 > AIR
-    head = _connected(tissue | (~region & ((original + 1) / 2 > AIR)))
-    face = torch.where(region & ~head, torch.full_like(face, -1.0), face)
-    level = _tissue_level(face, head)
-    skin = _soft(dilate(~solid(head, CLEFT), SKIN_DEPTH))
-
     box = bounding_box(anatomy.face_region)
-    first = shift(*[span.start for span in box])
     shape = tuple(span.stop - span.start for span in box)
-    fine = _finer(torch.stack([face, level, torch.from_numpy(skin) - 1.0]))
-    to_working = np.linalg.inv(working_to_native) @ first
-    to_fine = np.diag([2.0, 2.0, 2.0, 1.0]) @ to_working
-    to_fine[:3, 3] += 0.5
-    here = torch.from_numpy(anatomy.face_region[box].copy())
-    painted, local, near = (part[here].numpy() for part in sample(fine + 1.0, to_fine, shape))
+    inside = anatomy.face_region[box]
+    to_working = np.linalg.inv(working.to_native) @ shift(*[span.start for span in box])
+    at = (np.argwhere(inside) @ to_working[:3, :3].T + to_working[:3, 3]).astype(np.float32)
+    painted = _Painted.of(face, working, anatomy.view.spacing)
+    if working.meeting is not None:
+        level = float(scale.normalise(np.array([anatomy.skin]))[0])
+        missed = working.kept - working.meeting.from_kept(lambda points: painted.at(points)[0] - 1.0, level)
+        moves = working.meeting.rim.led_on(missed, MEETING_NARROW, tuple(face.shape))
+        at += _read(moves, at).T
+    values, local = painted.at(at)
+    fraction = values / np.maximum(local, 1e-3)
+    values -= 1.0  # beyond the working grid there is air
 
-    # the skin: it stays where it is, its edge becomes as steep as the native voxels can show
-    spacing = np.linalg.norm(working_to_native[:3, :3], axis=0) * np.array(anatomy.view.spacing)
-    steep = float(np.clip((np.mean(spacing) / np.mean(anatomy.view.spacing)) ** STEEPENING, 1.0, 3.0))
-    at = np.minimum(SKIN_LEVEL + 1, 0.5 * local)
-    steeper = np.clip(at + steep * (painted - at), 0, np.maximum(painted, local))
-    painted += np.clip(near, 0, 1) * (steeper - painted)
-    fraction = painted / np.maximum(local, 1e-3)
-    painted -= 1.0  # beyond the working grid there is air
-
-    values = scale.restore(painted)
-    air = painted < 2 * AIR - 1
-    grain = _grain(shape, background.blur, rng)[here.numpy()] * background.noise
+    air = values < 2 * AIR - 1
+    values = scale.restore(values)
+    grain = _grain(shape, background.blur, rng)[inside] * background.noise
     grain *= np.clip(fraction, 0.0, 1.0)  # noise at full strength would roughen an edge less steep than a real one
     signal = values - scale.low
     quiet = rng.choice(background.air, size=values.shape)
@@ -153,6 +141,50 @@ def compose(
     air_mask = np.zeros(anatomy.face_region.shape, dtype=bool)
     air_mask[anatomy.face_region] = air
     return Composed(values=values.astype(np.float32), air_mask=air_mask)
+
+
+@dataclass(frozen=True)
+class _Painted:
+    """A face at any point of the working grid, its skin as steep as native voxels can show.
+
+    fine: (1, 2A, 2S, 2L), the face on half the spacing, and coarse: (2, A, S, L), the local tissue intensity and
+    how near the skin is (0..1); intensities from 0 (air) to 2.  steep: how many times the skin gets steeper."""
+
+    fine: Tensor
+    coarse: Tensor
+    steep: float
+
+    @classmethod
+    def of(cls, face: Tensor, working: WorkingScan, native_mm: tuple[float, ...]) -> _Painted:
+        import torch
+
+        face = _without_seam(face, working.scan, working.region)
+        head = _connected(((face + 1) / 2 > AIR) | (~working.region & ((working.scan + 1) / 2 > AIR)))
+        face = torch.where(working.region & ~head, torch.full_like(face, -1.0), face)
+        skin = torch.from_numpy(_soft(dilate(~solid(head, CLEFT), SKIN_DEPTH)))
+        working_mm = np.linalg.norm(working.to_native[:3, :3], axis=0) * np.array(native_mm)
+        steep = (np.mean(working_mm) / np.mean(native_mm)) ** STEEPENING
+        coarse = torch.stack([_tissue_level(face, head) + 1.0, skin])
+        return cls(_finer(face[None]) + 1.0, coarse, float(np.clip(steep, 1.0, 3.0)))
+
+    def at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The intensity (N,) at points (N, 3) in voxels, 0 beyond the grid, and the local tissue's."""
+        painted = _read(self.fine, 2.0 * points + 0.5)[0]
+        local, near = _read(self.coarse, points)
+        edge = np.minimum(SKIN_LEVEL + 1, 0.5 * local)  # it stays where it is
+        steeper = np.clip(edge + self.steep * (painted - edge), 0, np.maximum(painted, local))
+        return painted + np.clip(near, 0, 1) * (steeper - painted), local
+
+
+def _read(images: Tensor, points: np.ndarray) -> np.ndarray:
+    """Images (C, A, S, L) at points (N, 3) in voxels, 0 beyond their grid: (C, N)."""
+    import torch
+
+    rows = -(-len(points) // ROW_POINTS)
+    index = torch.zeros(3, rows * ROW_POINTS)
+    index[:, : len(points)] = torch.from_numpy(np.ascontiguousarray(points.T, dtype=np.float32))
+    values = sample_at(images, index.reshape(3, rows, ROW_POINTS, 1), "zeros")
+    return np.asarray(values.reshape(len(images), -1)[:, : len(points)].numpy())
 
 
 def without_pits(face: Tensor, scan: Tensor, region: Tensor, prior: Tensor) -> Tensor:

@@ -158,7 +158,27 @@ def _sample_slab(source: Tensor, matrix: np.ndarray, shape: tuple[int, ...], out
     grid = functional.affine_grid(
         torch.from_numpy(theta[None, :3].astype(np.float32)), [1, 1, *shape], align_corners=True
     )
-    return functional.grid_sample(source[None].float(), grid, align_corners=True, padding_mode=outside)[0]
+    return _read(source.float(), grid[0], outside)
+
+
+def _read(source: Tensor, grid: Tensor, outside: str) -> Tensor:
+    """Trilinear values of `source` (C, a, s, l) at a grid (A, S, L, 3) of x, y, z in -1..1: (C, A, S, L).
+
+    PyTorch shares the items of a batch among the cores, and nothing else: here a slice is an item."""
+    from torch.nn import functional
+
+    items = source[None].expand(len(grid), *source.shape)
+    values = functional.grid_sample(items, grid[:, None], align_corners=True, padding_mode=outside)
+    return values[:, :, 0].transpose(0, 1).contiguous()
+
+
+def sample_at(source: Tensor, index: Tensor, outside: str = "border") -> Tensor:
+    """Trilinear values of `source` (C, a, s, l) at the indices (3, A, S, L): (C, A, S, L) float32."""
+    import torch
+
+    size = torch.tensor(source.shape[1:], dtype=torch.float32).reshape(3, 1, 1, 1)
+    grid = (2 * index / (size - 1) - 1).flip(0).permute(1, 2, 3, 0)
+    return _read(source.float(), grid, outside)
 
 
 def dilate(mask: Tensor, voxels: int) -> Tensor:

@@ -29,7 +29,7 @@ from .errors import InputError
 from .grid import AslView, axes_matrix, dilate, resample_axes, sample, solid
 from .intensity import RING_MM, IntensityScale
 from .models import DEFAULT, Model
-from .template import CLEFT, Meeting, Template
+from .template import CLEFT, Meeting, Template, trilinear
 from .volume import Volume
 
 if TYPE_CHECKING:
@@ -52,13 +52,15 @@ class WorkingScan:
     """One scan as the generator sees it, before any face is drawn.
 
     scan, region: (A, S, L) on the working grid: the defaced scan, -1..1, and the face region (bool).
-    meeting: what the face has to meet, and own: (N,) mm, how far the original skin lies in front of the average
-    skin (`Template.heights`), which it must not be like; None where there is no average face to start from.
+    meeting: what the face has to meet; kept: (R,) voxels, how far in front of where this grid shows it the skin to
+    meet lies on the native grid (`Meeting.from_kept`); own: (N,) mm, how far the original skin lies in front of the average skin
+    (`Template.heights`), which the face must not be like; all None where there is no average face to start from.
     to_native: (4, 4) working-grid index -> native ASL index."""
 
     scan: Tensor
     region: Tensor
     meeting: Meeting | None
+    kept: np.ndarray | None
     own: np.ndarray | None
     to_native: np.ndarray
 
@@ -179,7 +181,7 @@ class Refacer:
         with timer("normalise", 0.65, 0.7):
             to_template = template.affine @ _first(self.model.card["working_grid"]["first_voxel"])
             to_native = np.linalg.inv(anatomy.to_template) @ to_template
-            working = self._working_scan(small, region_share, anatomy, scale, to_native)
+            working = self._working_scan(values, small, region_share, anatomy, scale, to_native)
         expected = float(np.count_nonzero(template.head & template.face_region))
         expected *= abs(float(np.linalg.det(np.linalg.inv(anatomy.to_template) @ template.affine)))
         expected *= float(np.prod(view.spacing)) / 1000 * anatomy.in_view
@@ -221,7 +223,9 @@ class Refacer:
         return replace(
             prepared,
             anatomy=anatomy,
-            working=self._working_scan(small, region_share, anatomy, prepared.scale, working.to_native),
+            working=self._working_scan(
+                values, small, region_share, anatomy, prepared.scale, working.to_native
+            ),
             expected_ml=prepared.expected_ml * larger,
         )
 
@@ -235,14 +239,15 @@ class Refacer:
 
     def _working_scan(
         self,
+        values: np.ndarray,
         small: np.ndarray,
         region_share: np.ndarray,
         anatomy: Anatomy,
         scale: IntensityScale,
         to_native: np.ndarray,
     ) -> WorkingScan:
-        """The scan as the generator sees it. small, region_share: real values of the scan, and how much of a
-        voxel is face region (0..1), on the 2 mm grid along the scan's axes."""
+        """The scan as the generator sees it. values: real values of the scan, native.  small, region_share: the
+        same, and how much of a voxel is face region (0..1), on the 2 mm grid along the scan's axes."""
         import torch
 
         card = self.model.card
@@ -253,15 +258,20 @@ class Refacer:
         defaced, original, seen = sample(torch.from_numpy(np.stack(scans)), to_small, shape)
         inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > 0.25
         scan = torch.where(inside, torch.full_like(defaced, -1.0), defaced - 1.0)
-        meeting = own = None
+        meeting = own = kept = None
         if "prior" in card["condition"]:
             template = self._cropped_template
             head = solid(original > float(scale.normalise(np.array([anatomy.skin]))[0]) + 1.0, CLEFT)
             in_view = seen.numpy() > 0.99
             meeting = template.meeting(scan.numpy(), inside.numpy(), head.numpy(), in_view)
+            emptied = np.where(anatomy.face_region, scale.low, values)
+            kept = meeting.from_kept(
+                lambda points: trilinear(emptied[None], points @ to_native[:3, :3].T + to_native[:3, 3])[0],
+                anatomy.skin,
+            )
             if not anatomy.already_defaced:
                 own = template.heights(original.numpy() - 1.0, in_view)
-        return WorkingScan(scan, inside, meeting, own, to_native)
+        return WorkingScan(scan, inside, meeting, kept, own, to_native)
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
         """The scan with its face region emptied, everything else bit-identical."""
@@ -297,9 +307,8 @@ class Refacer:
             face = self.draw(prepared, seed, probability)
         with timer("compose", 0.85, 0.95):
             composed = compose(
-                face, prepared.working.scan, prepared.working.region,
-                prepared.working.to_native, anatomy,
-                prepared.scale, prepared.background, np.random.default_rng([seed, prepared.fingerprint, 1]),
+                face, prepared.working, anatomy, prepared.scale, prepared.background,
+                np.random.default_rng([seed, prepared.fingerprint, 1]),
             )  # fmt: skip
             stored = original.stored.copy()
             lowest, highest = original.stored.min(), original.stored.max()

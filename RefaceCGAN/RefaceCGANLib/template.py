@@ -11,12 +11,16 @@ this is where the variety of the faces comes from, and not from the scan.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+
+from .grid import sample_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +44,10 @@ RIM = (1, 4)
 """Voxels outside the face region between which its skin is the rim: kept skin that painted skin has to meet."""
 RIM_REACH = 10.0
 """Voxels: the skin of the rim is looked for this far from the average skin."""
+RIM_AROUND, RIM_STEP = 48, 1.5
+"""Voxels by which it may be off the median of so many points of the rim around."""
+CLOSE_REACH = 1.5
+"""Voxels: and this far from where it has been found, to find it on a finer grid."""
 MEETING_WIDE, MEETING_NARROW = (5.0, 15.0), (1.5, 6.0)
 """Voxels: over how much of the rim the skins on both sides are compared, and how far into the face what they
 differ by is led on; first in the large, then what that leaves."""
@@ -362,17 +370,26 @@ class Meeting:
         missed = self.kept - self.rim.heights(face.float().numpy())
         return warp(face[None], self.rim.led_on(missed, MEETING_NARROW, tuple(face.shape)))[0]
 
+    def from_kept(self, values: Callable[[np.ndarray], np.ndarray], level: float) -> np.ndarray:
+        """How far (R,) voxels in front of the kept skin lies that of what has `values` (M,) at points (M, 3) in
+        voxels, which falls below `level` there: NaN where there is none within `CLOSE_REACH`."""
+        at = self.rim.points + np.nan_to_num(self.kept)[:, None] * self.rim.normals
+        return np.where(
+            np.isfinite(self.kept), _crossings(values, level, at, self.rim.normals, CLOSE_REACH), np.nan
+        )
+
 
 @dataclass(frozen=True)
 class Rim:
     """The skin of the average head right outside what is emptied of one scan.
 
-    points, normals: (R, 3) in voxels.  between: (R, R) distances up to what `MEETING_WIDE` needs (sparse).
+    points, normals: (R, 3) in voxels.  around: (R, `RIM_AROUND`) the points nearest to each.  between: (R, R) distances up to what `MEETING_WIDE` needs (sparse).
     voxels: flat index (n,) of those that may follow; nearest, shares: (n, 4) the points each follows and how much;
     away: (n,) voxels to the rim; outward: (3, n)."""
 
     points: np.ndarray
     normals: np.ndarray
+    around: np.ndarray
     between: Any
     voxels: np.ndarray
     nearest: np.ndarray
@@ -401,6 +418,7 @@ class Rim:
         return cls(
             points=points.astype(np.float64),
             normals=unit(normal[:, *points.T].T),
+            around=tree.query(points, min(RIM_AROUND, len(points)))[1],
             between=tree.sparse_distance_matrix(tree, 2.5 * widest, output_type="coo_matrix").tocsr(),
             voxels=voxels,
             nearest=nearest,
@@ -411,8 +429,12 @@ class Rim:
 
     def heights(self, image: np.ndarray) -> np.ndarray:
         """How far the skin of an image (A, S, L), -1..1, lies in front of the average skin at the points, in
-        voxels (R,): NaN where there is none."""
-        return heights(image, np.ones_like(image), self.points, self.normals, RIM_REACH)
+        voxels (R,): NaN where there is none, and where it is not the skin, being off what is found around it."""
+        found = _crossings(_reader(image), SKIN_LEVEL, self.points, self.normals, RIM_REACH, outermost=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # nothing was found around
+            off = np.abs(found - np.nanmedian(found[self.around], axis=1))
+        return np.where(off < RIM_STEP, found, np.nan)
 
     def led_on(self, missed: np.ndarray, window: tuple[float, float], shape: tuple[int, ...]) -> Tensor:
         """The displacement (3, A, S, L) that raises the skin by what is `missed` (R,) voxels at the rim, averaged
@@ -448,20 +470,16 @@ def _distance(inside: np.ndarray) -> np.ndarray:
 def warp(images: Tensor, displacement: Tensor) -> Tensor:
     """Images (C, A, S, L) read at each voxel plus its displacement (3, A, S, L) in voxels, trilinear."""
     import torch
-    from torch.nn import functional
 
     axes = [torch.arange(n, dtype=torch.float32) for n in images.shape[1:]]
-    index = torch.stack(torch.meshgrid(*axes, indexing="ij")) + displacement
-    size = torch.tensor(images.shape[1:], dtype=torch.float32).reshape(3, 1, 1, 1)
-    grid = (2 * index / (size - 1) - 1).flip(0).permute(1, 2, 3, 0)[None]
-    return functional.grid_sample(images[None], grid, align_corners=True, padding_mode="border")[0]
+    return sample_at(images, torch.stack(torch.meshgrid(*axes, indexing="ij")) + displacement)
 
 
 def trilinear(images: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Trilinear values of images (C, A, S, L) at points (N, 3) in voxels: (C, N)."""
     from scipy.ndimage import map_coordinates
 
-    return np.stack([map_coordinates(image, at.T, order=1, mode="nearest") for image in images])
+    return np.stack([map_coordinates(np.float32(image), at.T, order=1, mode="nearest") for image in images])
 
 
 def heights(
@@ -470,14 +488,34 @@ def heights(
     """How far along `outward` (N, 3) from the points `at` (N, 3) the image (A, S, L), -1..1, falls below
     `SKIN_LEVEL`, in voxels (N,): the crossing nearest to the point, NaN where there is none within `reach` or
     where it is not valid (bool, A, S, L)."""
+    height = _crossings(_reader(image), SKIN_LEVEL, at, outward, reach)
+    seen = trilinear(valid.astype(np.float32)[None], at + np.nan_to_num(height)[:, None] * outward)[0] > 0.99
+    return np.where(seen, height, np.nan)
+
+
+def _reader(image: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """What tells the values (M,) of an image (A, S, L) at points (M, 3) in voxels."""
+    return lambda points: trilinear(image[None], points)[0]
+
+
+def _crossings(
+    values: Callable[[np.ndarray], np.ndarray],
+    level: float,
+    at: np.ndarray,
+    outward: np.ndarray,
+    reach: float,
+    outermost: bool = False,
+) -> np.ndarray:
+    """How far along `outward` (N, 3) from the points `at` (N, 3), in voxels, what has `values` (M,) at points
+    (M, 3) falls below `level`: (N,), the crossing nearest to the point or the outermost, NaN where there is none
+    within `reach`."""
     steps = np.arange(-reach, reach + STEP / 2, STEP)
     along = at[:, None] + steps[None, :, None] * outward[:, None]
-    values = trilinear(image.astype(np.float32)[None], along.reshape(-1, 3)).reshape(len(at), -1)
-    inner, outer = values[:, :-1], values[:, 1:]
-    crossing = steps[:-1] + (inner - SKIN_LEVEL) / np.maximum(inner - outer, 1e-6) * STEP
-    away = np.where((inner > SKIN_LEVEL) & (outer <= SKIN_LEVEL), np.abs(crossing), np.inf)
-    nearest = away.argmin(axis=1)
-    rows = np.arange(len(at))
-    height = crossing[rows, nearest]
-    seen = trilinear(valid.astype(np.float32)[None], at + height[:, None] * outward)[0] > 0.99
-    return np.where(np.isfinite(away[rows, nearest]) & seen, height, np.nan)
+    profile = values(along.reshape(-1, 3)).reshape(len(at), -1)
+    inner, outer = profile[:, :-1], profile[:, 1:]
+    crossing = steps[:-1] + (inner - level) / np.maximum(inner - outer, 1e-6) * STEP
+    away = np.where((inner > level) & (outer <= level), np.abs(crossing), np.inf)
+    if outermost:
+        away = np.where(np.isfinite(away), -steps[:-1], np.inf)
+    found, rows = away.argmin(axis=1), np.arange(len(at))
+    return np.where(np.isfinite(away[rows, found]), crossing[rows, found], np.nan)
