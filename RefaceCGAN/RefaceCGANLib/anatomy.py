@@ -34,6 +34,8 @@ BRAIN_MARGIN = 4
 average brain, in case the mask misses a part."""
 SKIN_DEPTH = 3
 """Voxels of the template grid: at least this much of the scan's own skin is in the face region."""
+ROUNDING = 1.0
+"""Voxels of the template grid: takes the corners off the face region's border."""
 SMOOTHING = 0.7
 """Voxels of the anatomy grid: takes the roughness off the brain probability."""
 BRAIN_ML = (400.0, 2600.0)
@@ -82,6 +84,7 @@ def locate(
     `defaced`: "yes" or "no" where the caller knows whether the face has been removed, else "auto".
     Raises CheckError where there is no head, no brain, or no face in the field of view."""
     import torch
+    from scipy import ndimage
 
     small = resample_axes(values, view.spacing, SPACING)
     probability, coordinates = _apply(network, small)
@@ -144,7 +147,8 @@ def locate(
         air = dilate(~solid((scan > skin) | ~seen, 4), SKIN_DEPTH)
         wanted = torch.from_numpy(template.face_region) | (torch.from_numpy(template.window) & air)
         wanted &= ~dilate(here | average_brain, BRAIN_MARGIN)
-        region = _carry(wanted.float(), template_index, native_shape) & ~brain_native
+        rounded = ndimage.gaussian_filter(wanted.float().numpy(), ROUNDING)
+        region = _carry(torch.from_numpy(rounded), template_index, native_shape) & ~brain_native
     warnings = []
     if in_view < 0.9:
         warnings.append(f"{1 - in_view:.0%} of the face lies outside the field of view and was left as it is.")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .anatomy import Anatomy
-from .grid import bounding_box, dilate, erode, sample_at, shift, solid
+from .grid import bounding_box, dilate, erode, finer, sample_at, shift, solid
 from .intensity import IntensityScale
-from .template import CLEFT, MEETING_NARROW, SKIN_LEVEL
+from .template import CLEFT, SKIN_LEVEL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,10 +120,7 @@ def compose(
     at = (np.argwhere(inside) @ to_working[:3, :3].T + to_working[:3, 3]).astype(np.float32)
     painted = _Painted.of(face, working, anatomy.view.spacing)
     if working.meeting is not None:
-        level = float(scale.normalise(np.array([anatomy.skin]))[0])
-        missed = working.kept - working.meeting.from_kept(lambda points: painted.at(points)[0] - 1.0, level)
-        moves = working.meeting.rim.led_on(missed, MEETING_NARROW, tuple(face.shape))
-        at += _read(moves, at).T
+        at += _read(_moves(face, painted, working, float(scale.normalise(np.array([anatomy.skin]))[0])), at).T
     values, local = painted.at(at)
     fraction = values / np.maximum(local, 1e-3)
     values -= 1.0  # beyond the working grid there is air
@@ -160,20 +157,37 @@ class _Painted:
 
         face = _without_seam(face, working.scan, working.region)
         head = _connected(((face + 1) / 2 > AIR) | (~working.region & ((working.scan + 1) / 2 > AIR)))
-        face = torch.where(working.region & ~head, torch.full_like(face, -1.0), face)
+        face = torch.where(working.region & ~dilate(head, SKIN_DEPTH), torch.full_like(face, -1.0), face)
         skin = torch.from_numpy(_soft(dilate(~solid(head, CLEFT), SKIN_DEPTH)))
         working_mm = np.linalg.norm(working.to_native[:3, :3], axis=0) * np.array(native_mm)
         steep = (np.mean(working_mm) / np.mean(native_mm)) ** STEEPENING
         coarse = torch.stack([_tissue_level(face, head) + 1.0, skin])
-        return cls(_finer(face[None]) + 1.0, coarse, float(np.clip(steep, 1.0, 3.0)))
+        return cls(finer(face[None]) + 1.0, coarse, float(np.clip(steep, 1.0, 3.0)))
 
     def at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The intensity (N,) at points (N, 3) in voxels, 0 beyond the grid, and the local tissue's."""
         painted = _read(self.fine, 2.0 * points + 0.5)[0]
         local, near = _read(self.coarse, points)
-        edge = np.minimum(SKIN_LEVEL + 1, 0.5 * local)  # it stays where it is
-        steeper = np.clip(edge + self.steep * (painted - edge), 0, np.maximum(painted, local))
-        return painted + np.clip(near, 0, 1) * (steeper - painted), local
+        edge = (painted > 0) & (painted < local) & (near > 0)
+        part, full = painted[edge], local[edge]
+        least = np.minimum((SKIN_LEVEL + 1) / full, 0.5)  # there the skin stays where it is
+        ratio = part / (full - part) * (1 - least) / least
+        steeper = full / (1 + (1 - least) / least * ratio**-self.steep)
+        painted[edge] += np.minimum(near[edge], 1) * (steeper - part)
+        return painted, local
+
+
+def _moves(face: Tensor, painted: _Painted, working: WorkingScan, level: float) -> Tensor:
+    """The displacement (3, A, S, L) in voxels by which painted skin meets the kept skin: first as the working grid
+    shows both, then as the native grid does, with skin at a `level`, -1..1."""
+    meeting = working.meeting
+    assert meeting is not None and working.kept is not None
+    coarse = meeting.led_on(meeting.kept - meeting.rim.heights(face.numpy()))
+
+    def moved(points: np.ndarray) -> np.ndarray:
+        return painted.at(points + _read(coarse, points).T)[0] - 1.0
+
+    return coarse + meeting.led_on(working.kept - meeting.from_kept(moved, level))
 
 
 def _read(images: Tensor, points: np.ndarray) -> np.ndarray:
@@ -197,7 +211,12 @@ def without_pits(face: Tensor, scan: Tensor, region: Tensor, prior: Tensor) -> T
 
     outer = ~solid(prior > SKIN_LEVEL, CLEFT)
     near = torch.from_numpy(_soft(dilate(outer, SKIN_DEPTH)))
-    smooth = torch.from_numpy(ndimage.gaussian_filter(face.numpy(), SMOOTH))
+    import os
+    mode, sg = os.environ.get("SM", "p,1.2").split(",")
+    if mode == "g": smooth = torch.from_numpy(ndimage.gaussian_filter(face.numpy(), float(sg)))
+    elif mode == "prior": smooth = prior
+    elif mode == "p": smooth = prior + torch.from_numpy(ndimage.gaussian_filter((face-prior).numpy(), float(sg)))
+    elif mode[0] == "q": smooth = torch.from_numpy(ndimage.gaussian_filter((prior + torch.from_numpy(ndimage.gaussian_filter((face-prior).numpy(), float(sg)))).numpy(), float(mode[1:])))
     face = torch.where(region, face + near * (smooth - face), face)
     air = torch.where(region, face, scan) < SKIN_LEVEL
     labels, _ = ndimage.label(air.numpy())
@@ -252,21 +271,6 @@ def _soft(mask: Tensor) -> np.ndarray:
 
     blurred = ndimage.gaussian_filter(mask.float().numpy(), 1.0)
     return np.asarray(np.clip(1.5 * blurred, 0.0, 1.0), dtype=np.float32)
-
-
-def _finer(images: Tensor) -> Tensor:
-    """Twice as fine along each axis by cubic splines: (C, A, S, L) -> (C, 2A, 2S, 2L); voxel borders coincide."""
-    import torch
-
-    taps = (-0.0234375, 0.2265625, 0.8671875, -0.0703125)  # Catmull-Rom a quarter of a voxel before the centre
-    for axis in (1, 2, 3):
-        length = images.shape[axis]
-        first, last = images.narrow(axis, 0, 1), images.narrow(axis, length - 1, 1)
-        padded = torch.cat([first, first, images, last, last], dim=axis)
-        before = sum(tap * padded.narrow(axis, at, length) for at, tap in enumerate(taps))
-        after = sum(tap * padded.narrow(axis, 4 - at, length) for at, tap in enumerate(taps))
-        images = torch.stack([before, after], dim=axis + 1).flatten(axis, axis + 1)  # type: ignore[list-item]
-    return images
 
 
 def _grain(shape: tuple[int, ...], blur: float, rng: np.random.Generator) -> np.ndarray:

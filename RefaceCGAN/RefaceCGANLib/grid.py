@@ -181,6 +181,21 @@ def sample_at(source: Tensor, index: Tensor, outside: str = "border") -> Tensor:
     return _read(source.float(), grid, outside)
 
 
+def finer(images: Tensor) -> Tensor:
+    """Twice as fine along each axis by cubic splines: (C, A, S, L) -> (C, 2A, 2S, 2L); voxel borders coincide."""
+    import torch
+
+    taps = (-0.0234375, 0.2265625, 0.8671875, -0.0703125)  # Catmull-Rom a quarter of a voxel before the centre
+    for axis in (1, 2, 3):
+        length = images.shape[axis]
+        first, last = images.narrow(axis, 0, 1), images.narrow(axis, length - 1, 1)
+        padded = torch.cat([first, first, images, last, last], dim=axis)
+        before = sum(tap * padded.narrow(axis, at, length) for at, tap in enumerate(taps))
+        after = sum(tap * padded.narrow(axis, 4 - at, length) for at, tap in enumerate(taps))
+        images = torch.stack([before, after], dim=axis + 1).flatten(axis, axis + 1)  # type: ignore[list-item]
+    return images
+
+
 def dilate(mask: Tensor, voxels: int) -> Tensor:
     """A bool mask (A, S, L) grown by a cube of `voxels` to each side."""
     from torch.nn import functional

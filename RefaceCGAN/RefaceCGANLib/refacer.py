@@ -380,10 +380,9 @@ class Refacer:
                         condition, tuple(card["sub_volume"]["shape"]), float(card["sub_volume"]["overlap"]),
                         working.region,
                     )[0, 0]  # fmt: skip
-                if working.meeting is None:
-                    return face
-                face = without_pits(face, working.scan, working.region, channels["prior"])
-                return working.meeting.met(face)
+                if "prior" in names:
+                    face = without_pits(face, working.scan, working.region, channels["prior"])
+                return face
             except torch.OutOfMemoryError:
                 message = f"The memory of {device} did not suffice; the face was drawn on the processor."
                 log.warning(message)

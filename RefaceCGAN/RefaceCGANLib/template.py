@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from .grid import sample_at
+from .grid import finer, sample_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,8 @@ RIM = (1, 4)
 """Voxels outside the face region between which its skin is the rim: kept skin that painted skin has to meet."""
 RIM_REACH = 10.0
 """Voxels: the skin of the rim is looked for this far from the average skin."""
+RIM_SPREAD = 0.5
+"""The further off a voxel is, by this times its distance, the wider the part of the rim that it follows."""
 RIM_AROUND, RIM_STEP = 48, 1.5
 """Voxels by which it may be off the median of so many points of the rim around."""
 CLOSE_REACH = 1.5
@@ -51,8 +53,8 @@ CLOSE_REACH = 1.5
 MEETING_WIDE, MEETING_NARROW = (5.0, 15.0), (1.5, 6.0)
 """Voxels: over how much of the rim the skins on both sides are compared, and how far into the face what they
 differ by is led on; first in the large, then what that leaves."""
-RIM_POINTS = 4
-"""Points of the rim that a voxel follows."""
+RIM_POINTS, RIM_GRID = 64, 2
+"""Points of the rim that a voxel follows, on a grid so many times coarser."""
 
 CLEFT = 2
 """Voxels: half the width of the clefts in a head that count as its inside."""
@@ -158,10 +160,8 @@ class Template:
     def shaped(self, displacement: Tensor, heights: np.ndarray, raise_by: np.ndarray | None = None) -> Tensor:
         """The average head whose skin is raised by `heights` (N,) mm at the skin points, times `weight`, and by
         `raise_by` (N,) mm in full, and then moved by a displacement (3, A, S, L) in voxels: tensor (A, S, L)."""
-        import torch
-
-        mean = torch.from_numpy(self.mean.astype(np.float32))
-        return warp(mean[None], displacement + warp(self.raised(heights, raise_by), displacement))[0]
+        displacement = displacement + warp(self.raised(heights, raise_by), displacement)
+        return sample_at(self._finer_mean, 2.0 * moved(displacement) + 0.5)[0]
 
     def raised(self, heights: np.ndarray, raise_by: np.ndarray | None = None) -> Tensor:
         """The displacement (3, A, S, L) in voxels that raises the average skin by `heights` (N,) mm times
@@ -215,6 +215,13 @@ class Template:
         for _ in range(2 if lacking.any() else 0):  # smoothing lowers what it smooths: the second round mends it
             raise_by = raise_by + np.clip(lacking - self._along_skin @ raise_by, 0, None)
         return np.asarray(self._along_skin @ raise_by)
+
+    @cached_property
+    def _finer_mean(self) -> Tensor:
+        """`mean` on half the spacing, which blurs less where it is read between its voxels: (1, 2A, 2S, 2L)."""
+        import torch
+
+        return finer(torch.from_numpy(self.mean.astype(np.float32))[None])
 
     @cached_property
     def _along_skin(self) -> Any:
@@ -365,10 +372,9 @@ class Meeting:
     least: np.ndarray
     most: np.ndarray
 
-    def met(self, face: Tensor) -> Tensor:
-        """A generated face (A, S, L) with its skin moved near the rim, so that it meets the kept skin."""
-        missed = self.kept - self.rim.heights(face.float().numpy())
-        return warp(face[None], self.rim.led_on(missed, MEETING_NARROW, tuple(face.shape)))[0]
+    def led_on(self, missed: np.ndarray) -> Tensor:
+        """The displacement (3, A, S, L) in voxels that raises a face's skin near the rim by what is `missed` (R,)."""
+        return self.rim.led_on(missed, MEETING_NARROW, tuple(self.shift.shape[1:]))
 
     def from_kept(self, values: Callable[[np.ndarray], np.ndarray], level: float) -> np.ndarray:
         """How far (R,) voxels in front of the kept skin lies that of what has `values` (M,) at points (M, 3) in
@@ -384,8 +390,8 @@ class Rim:
     """The skin of the average head right outside what is emptied of one scan.
 
     points, normals: (R, 3) in voxels.  around: (R, `RIM_AROUND`) the points nearest to each.  between: (R, R) distances up to what `MEETING_WIDE` needs (sparse).
-    voxels: flat index (n,) of those that may follow; nearest, shares: (n, 4) the points each follows and how much;
-    away: (n,) voxels to the rim; outward: (3, n)."""
+    voxels: flat index (n,) of those that may follow, on the grid `RIM_GRID` times coarser; nearest, shares:
+    (n, `RIM_POINTS`) the points each follows and how much; away: (n,) voxels to the rim; outward: (3, n)."""
 
     points: np.ndarray
     normals: np.ndarray
@@ -409,22 +415,22 @@ class Rim:
         tree = cKDTree(points)
         widest, reach = MEETING_WIDE
         near = (average > -reach) & (average < RIM_REACH + 2) & binary_dilation(outer, iterations=2)
-        voxels = np.flatnonzero(near)
-        index = np.stack(np.unravel_index(voxels, average.shape), axis=1)
-        distance, nearest = tree.query(index, RIM_POINTS, distance_upper_bound=reach)
-        found = np.isfinite(distance).all(axis=1)
-        voxels, distance, nearest = voxels[found], distance[found], nearest[found]
-        shares = np.exp(-0.5 * (distance**2 - distance[:, :1] ** 2))
+        index = np.argwhere(near[(slice(None, None, RIM_GRID),) * 3])
+        coarse = tuple(-(-length // RIM_GRID) for length in average.shape)
+        at = RIM_GRID * index
+        distance, nearest = tree.query(at, min(RIM_POINTS, len(points)))
+        away = distance[:, :1]
+        shares = np.exp(-0.5 * (distance**2 - away**2) / np.maximum(1.0, RIM_SPREAD * away) ** 2)
         return cls(
             points=points.astype(np.float64),
             normals=unit(normal[:, *points.T].T),
             around=tree.query(points, min(RIM_AROUND, len(points)))[1],
             between=tree.sparse_distance_matrix(tree, 2.5 * widest, output_type="coo_matrix").tocsr(),
-            voxels=voxels,
+            voxels=np.ravel_multi_index(tuple(index.T), coarse),
             nearest=nearest,
             shares=(shares / shares.sum(axis=1, keepdims=True)).astype(np.float32),
-            away=distance[:, 0].astype(np.float32),
-            outward=unit(normal.reshape(3, -1)[:, voxels].T).T.astype(np.float32),
+            away=away[:, 0].astype(np.float32),
+            outward=unit(normal[:, *at.T].T).T.astype(np.float32),
         )
 
     def heights(self, image: np.ndarray) -> np.ndarray:
@@ -440,6 +446,7 @@ class Rim:
         """The displacement (3, A, S, L) that raises the skin by what is `missed` (R,) voxels at the rim, averaged
         and led on as `window` says."""
         import torch
+        from torch.nn import functional
 
         sigma, reach = window
         known = np.isfinite(missed).astype(np.float64)
@@ -449,9 +456,16 @@ class Rim:
         mean = (total / np.maximum(share @ known + known, 1e-6)).astype(np.float32)
         ratio = np.clip(self.away / reach, 0, 1)
         amount = (mean[self.nearest] * self.shares).sum(axis=1) * (1 - ratio**2 * (3 - 2 * ratio))
-        field = np.zeros((3, int(np.prod(shape))), np.float32)
-        field[:, self.voxels] = -amount * self.outward
-        return torch.from_numpy(field.reshape(3, *shape))
+        coarse = tuple(-(-length // RIM_GRID) for length in shape)
+        field = np.zeros((3, *coarse), np.float32)
+        field.reshape(3, -1)[:, self.voxels] = -amount * self.outward
+        at = [RIM_GRID * (length - 1) + 1 for length in coarse]  # where the outermost voxels of both grids meet
+        finer = functional.interpolate(
+            torch.from_numpy(field)[None], size=at, mode="trilinear", align_corners=True
+        )[0]
+        return functional.pad(
+            finer, [n for length, there in zip(shape[::-1], at[::-1], strict=True) for n in (0, length - there)], mode="replicate"
+        )
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -469,10 +483,15 @@ def _distance(inside: np.ndarray) -> np.ndarray:
 
 def warp(images: Tensor, displacement: Tensor) -> Tensor:
     """Images (C, A, S, L) read at each voxel plus its displacement (3, A, S, L) in voxels, trilinear."""
+    return sample_at(images, moved(displacement))
+
+
+def moved(displacement: Tensor) -> Tensor:
+    """The index of each voxel plus its displacement (3, A, S, L), in voxels."""
     import torch
 
-    axes = [torch.arange(n, dtype=torch.float32) for n in images.shape[1:]]
-    return sample_at(images, torch.stack(torch.meshgrid(*axes, indexing="ij")) + displacement)
+    axes = [torch.arange(n, dtype=torch.float32) for n in displacement.shape[1:]]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")) + displacement
 
 
 def trilinear(images: np.ndarray, at: np.ndarray) -> np.ndarray:
