@@ -1,13 +1,14 @@
 """Composition: the generated face, back on the native grid and into the scan.
 
-Only voxels of the face region change. The skin gets the sharpness the native grid allows, tissue and air the
-noise of the scan, and what the generator says of the tissue just outside the region takes out the seam.
+Only voxels of the face region change. The skin lies where the average head's in its new shape does, meets the kept
+skin, and gets its sharpness; tissue and air get the noise of the scan; and what the generator says of the tissue just
+outside the region takes out the seam.
 Arrays are in ASL order; `face` is on the working grid in the range [-1, 1], `values` native in real values.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from .anatomy import Anatomy
 from .grid import bounding_box, dilate, erode, finer, sample_at, shift, solid
 from .intensity import IntensityScale
-from .template import CLEFT, SKIN_LEVEL
+from .template import CLEFT, SKIN_LEVEL, Meeting, trilinear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 AIR = 0.12
 """Fraction of the way from air to the brightest tissue under which generated voxels are air (the paper:
 values below 3 of 255; ours is relative to the scan's own scale and finer, as the skin is sharpened afterwards)."""
-STEEPENING = 1.5
-"""Power of the ratio of working to native voxels that steepens the skin's edge: resampling blurs it, too."""
+STEEPEST = 3.0
+"""The skin is made this many times steeper at most; the working grid and resampling blur it."""
 PIT = 2
 """Working-grid voxels that the skin of a face may lie below that of its prior."""
 THICK = 3
 """Working-grid voxels: half the width of what is too thin for pits, such as ears."""
-SMOOTH = 0.5
-"""Working-grid voxels; standard deviation of the smoothing of a generated face at its skin."""
+SMOOTH = 0.7
+"""Working-grid voxels; standard deviation of the smoothing, at the skin, of what the generator changed of the prior."""
 SKIN_DEPTH = 3
 """Working-grid voxels from the air around the head in which edges are the skin's."""
 TISSUE_SIGMA = 1.5
@@ -94,6 +95,31 @@ def _noise(block: np.ndarray, brain: np.ndarray) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
+class KeptSkin:
+    """The skin around the face region on the native grid, which painted skin has to meet.
+
+    level: where it begins, -1..1.  heights: (R,) voxels in front of where the working grid shows it
+    (`Meeting.from_kept`).  fall: per voxel, how steep it is (`Meeting.fall`)."""
+
+    level: float
+    heights: np.ndarray
+    fall: float
+
+    @classmethod
+    def measure(
+        cls, values: np.ndarray, anatomy: Anatomy, scale: IntensityScale, meeting: Meeting, to_native: np.ndarray
+    ) -> KeptSkin:
+        """values: native (A, S, L), of which the face region is not looked at.  to_native: (4, 4) index map."""
+        emptied = np.where(anatomy.face_region, np.float32(scale.low), values)
+
+        def read(points: np.ndarray) -> np.ndarray:
+            return scale.normalise(trilinear(emptied[None], points @ to_native[:3, :3].T + to_native[:3, 3])[0])
+
+        level = float(scale.normalise(np.array([anatomy.skin]))[0])
+        return cls(level=level, heights=meeting.from_kept(read, level), fall=meeting.fall(read))
+
+
+@dataclass(frozen=True)
 class Composed:
     """values: real values of the voxels in `face_region` (its True voxels in C order), to be written there.
     air_mask: bool (A, S, L), the face region's voxels that ended as air."""
@@ -118,10 +144,7 @@ def compose(
     inside = anatomy.face_region[box]
     to_working = np.linalg.inv(working.to_native) @ shift(*[span.start for span in box])
     at = (np.argwhere(inside) @ to_working[:3, :3].T + to_working[:3, 3]).astype(np.float32)
-    painted = _Painted.of(face, working, anatomy.view.spacing)
-    if working.meeting is not None:
-        at += _read(_moves(face, painted, working, float(scale.normalise(np.array([anatomy.skin]))[0])), at).T
-    values, local = painted.at(at)
+    values, local = _Painted.of(face, working).at(at)
     fraction = values / np.maximum(local, 1e-3)
     values -= 1.0  # beyond the working grid there is air
 
@@ -142,52 +165,55 @@ def compose(
 
 @dataclass(frozen=True)
 class _Painted:
-    """A face at any point of the working grid, its skin as steep as native voxels can show.
+    """A face at any point of the working grid, as it is to be on the native grid.
 
     fine: (1, 2A, 2S, 2L), the face on half the spacing, and coarse: (2, A, S, L), the local tissue intensity and
-    how near the skin is (0..1); intensities from 0 (air) to 2.  steep: how many times the skin gets steeper."""
+    how near the skin is (0..1); intensities from 0 (air) to 2.  moves: (3, A, S, L) voxels, displacement by which
+    its skin meets the kept skin.  steep: how many times its skin gets steeper."""
 
     fine: Tensor
     coarse: Tensor
-    steep: float
+    moves: Tensor
+    steep: float = 1.0
 
     @classmethod
-    def of(cls, face: Tensor, working: WorkingScan, native_mm: tuple[float, ...]) -> _Painted:
+    def of(cls, face: Tensor, working: WorkingScan) -> _Painted:
         import torch
 
+        meeting, kept = working.meeting, working.kept
+        missed = None if meeting is None else meeting.kept - meeting.rim.heights(face.numpy())
         face = _without_seam(face, working.scan, working.region)
         head = _connected(((face + 1) / 2 > AIR) | (~working.region & ((working.scan + 1) / 2 > AIR)))
-        face = torch.where(working.region & ~dilate(head, SKIN_DEPTH), torch.full_like(face, -1.0), face)
+        specks = working.region & ~dilate(head, SKIN_DEPTH)  # the foot of the skin's edge is none
+        face = torch.where(specks, torch.full_like(face, -1.0), face)
         skin = torch.from_numpy(_soft(dilate(~solid(head, CLEFT), SKIN_DEPTH)))
-        working_mm = np.linalg.norm(working.to_native[:3, :3], axis=0) * np.array(native_mm)
-        steep = (np.mean(working_mm) / np.mean(native_mm)) ** STEEPENING
         coarse = torch.stack([_tissue_level(face, head) + 1.0, skin])
-        return cls(finer(face[None]) + 1.0, coarse, float(np.clip(steep, 1.0, 3.0)))
+        painted = cls(finer(face[None]) + 1.0, coarse, torch.zeros(3, *face.shape))
+        if meeting is None or kept is None:
+            return painted
+        # first as the working grid shows both skins, then, once they are equally steep, as the native grid does
+        painted = replace(painted, moves=meeting.led_on(missed))
+        steep = kept.fall / max(meeting.fall(painted.normalised), 1e-3)
+        painted = replace(painted, steep=float(np.clip(steep, 1.0, STEEPEST)))
+        missed = kept.heights - meeting.from_kept(painted.normalised, kept.level)
+        return replace(painted, moves=painted.moves + meeting.led_on(missed))
 
     def at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The intensity (N,) at points (N, 3) in voxels, 0 beyond the grid, and the local tissue's."""
+        points = points + _read(self.moves, points).T
         painted = _read(self.fine, 2.0 * points + 0.5)[0]
         local, near = _read(self.coarse, points)
         edge = (painted > 0) & (painted < local) & (near > 0)
         part, full = painted[edge], local[edge]
         least = np.minimum((SKIN_LEVEL + 1) / full, 0.5)  # there the skin stays where it is
-        ratio = part / (full - part) * (1 - least) / least
-        steeper = full / (1 + (1 - least) / least * ratio**-self.steep)
+        odds = part / (full - part) * (1 - least) / least
+        steeper = full / (1 + (1 - least) / least * odds**-self.steep)
         painted[edge] += np.minimum(near[edge], 1) * (steeper - part)
         return painted, local
 
-
-def _moves(face: Tensor, painted: _Painted, working: WorkingScan, level: float) -> Tensor:
-    """The displacement (3, A, S, L) in voxels by which painted skin meets the kept skin: first as the working grid
-    shows both, then as the native grid does, with skin at a `level`, -1..1."""
-    meeting = working.meeting
-    assert meeting is not None and working.kept is not None
-    coarse = meeting.led_on(meeting.kept - meeting.rim.heights(face.numpy()))
-
-    def moved(points: np.ndarray) -> np.ndarray:
-        return painted.at(points + _read(coarse, points).T)[0] - 1.0
-
-    return coarse + meeting.led_on(working.kept - meeting.from_kept(moved, level))
+    def normalised(self, points: np.ndarray) -> np.ndarray:
+        """The intensity (N,) at points (N, 3), -1..1."""
+        return self.at(points)[0] - 1.0
 
 
 def _read(images: Tensor, points: np.ndarray) -> np.ndarray:
@@ -201,7 +227,7 @@ def _read(images: Tensor, points: np.ndarray) -> np.ndarray:
     return np.asarray(values.reshape(len(images), -1)[:, : len(points)].numpy())
 
 
-def without_pits(face: Tensor, scan: Tensor, region: Tensor, prior: Tensor) -> Tensor:
+def with_skin_of(prior: Tensor, face: Tensor, scan: Tensor, region: Tensor) -> Tensor:
     """A generated face (A, S, L), -1..1, with smooth skin that lies at most `PIT` voxels below the prior's.
 
     scan: the defaced scan, region: bool, what was emptied.  prior: the average head the face was made of, which
@@ -211,13 +237,8 @@ def without_pits(face: Tensor, scan: Tensor, region: Tensor, prior: Tensor) -> T
 
     outer = ~solid(prior > SKIN_LEVEL, CLEFT)
     near = torch.from_numpy(_soft(dilate(outer, SKIN_DEPTH)))
-    import os
-    mode, sg = os.environ.get("SM", "p,1.2").split(",")
-    if mode == "g": smooth = torch.from_numpy(ndimage.gaussian_filter(face.numpy(), float(sg)))
-    elif mode == "prior": smooth = prior
-    elif mode == "p": smooth = prior + torch.from_numpy(ndimage.gaussian_filter((face-prior).numpy(), float(sg)))
-    elif mode[0] == "q": smooth = torch.from_numpy(ndimage.gaussian_filter((prior + torch.from_numpy(ndimage.gaussian_filter((face-prior).numpy(), float(sg)))).numpy(), float(mode[1:])))
-    face = torch.where(region, face + near * (smooth - face), face)
+    changed = torch.from_numpy(ndimage.gaussian_filter((face - prior).numpy(), SMOOTH))
+    face = torch.where(region, face + near * (prior + changed - face), face)
     air = torch.where(region, face, scan) < SKIN_LEVEL
     labels, _ = ndimage.label(air.numpy())
     outside = torch.from_numpy((labels == labels[-1].max()) & air.numpy())

@@ -24,12 +24,12 @@ import numpy as np
 from . import __version__
 from .anatomy import SPACING, Anatomy, bfloat16, locate
 from .checks import Check, check, enforce
-from .compose import Background, compose, without_pits
+from .compose import Background, KeptSkin, compose, with_skin_of
 from .errors import InputError
 from .grid import AslView, axes_matrix, dilate, resample_axes, sample, solid
 from .intensity import RING_MM, IntensityScale
 from .models import DEFAULT, Model
-from .template import CLEFT, Meeting, Template, trilinear
+from .template import CLEFT, Meeting, Template
 from .volume import Volume
 
 if TYPE_CHECKING:
@@ -52,15 +52,15 @@ class WorkingScan:
     """One scan as the generator sees it, before any face is drawn.
 
     scan, region: (A, S, L) on the working grid: the defaced scan, -1..1, and the face region (bool).
-    meeting: what the face has to meet; kept: (R,) voxels, how far in front of where this grid shows it the skin to
-    meet lies on the native grid (`Meeting.from_kept`); own: (N,) mm, how far the original skin lies in front of the average skin
-    (`Template.heights`), which the face must not be like; all None where there is no average face to start from.
+    meeting, kept: what the face has to meet, on the working and on the native grid; own: (N,) mm, how far the
+    original skin lies in front of the average skin (`Template.heights`), which the face must not be like; all None
+    where there is no average face to start from.
     to_native: (4, 4) working-grid index -> native ASL index."""
 
     scan: Tensor
     region: Tensor
     meeting: Meeting | None
-    kept: np.ndarray | None
+    kept: KeptSkin | None
     own: np.ndarray | None
     to_native: np.ndarray
 
@@ -264,11 +264,7 @@ class Refacer:
             head = solid(original > float(scale.normalise(np.array([anatomy.skin]))[0]) + 1.0, CLEFT)
             in_view = seen.numpy() > 0.99
             meeting = template.meeting(scan.numpy(), inside.numpy(), head.numpy(), in_view)
-            emptied = np.where(anatomy.face_region, scale.low, values)
-            kept = meeting.from_kept(
-                lambda points: trilinear(emptied[None], points @ to_native[:3, :3].T + to_native[:3, 3])[0],
-                anatomy.skin,
-            )
+            kept = KeptSkin.measure(values, anatomy, scale, meeting, to_native)
             if not anatomy.already_defaced:
                 own = template.heights(original.numpy() - 1.0, in_view)
         return WorkingScan(scan, inside, meeting, kept, own, to_native)
@@ -381,7 +377,7 @@ class Refacer:
                         working.region,
                     )[0, 0]  # fmt: skip
                 if "prior" in names:
-                    face = without_pits(face, working.scan, working.region, channels["prior"])
+                    face = with_skin_of(channels["prior"], face, working.scan, working.region)
                 return face
             except torch.OutOfMemoryError:
                 message = f"The memory of {device} did not suffice; the face was drawn on the processor."

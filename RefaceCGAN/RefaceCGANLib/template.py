@@ -384,6 +384,17 @@ class Meeting:
             np.isfinite(self.kept), _crossings(values, level, at, self.rim.normals, CLOSE_REACH), np.nan
         )
 
+    def fall(self, values: Callable[[np.ndarray], np.ndarray]) -> float:
+        """How much `values` (M,) at points (M, 3) fall by voxel where they leave the skin, median over the rim; 0
+        where there is none."""
+        ahead = self.kept + self.from_kept(values, SKIN_LEVEL)
+        found = np.isfinite(ahead)
+        if not found.any():
+            return 0.0
+        normals = self.rim.normals[found]
+        at = self.rim.points[found] + ahead[found, None] * normals
+        return float(np.median(values(at - STEP * normals) - values(at + STEP * normals)) / (2 * STEP))
+
 
 @dataclass(frozen=True)
 class Rim:
