@@ -181,7 +181,6 @@ class _Painted:
         import torch
 
         meeting, kept = working.meeting, working.kept
-        missed = None if meeting is None else meeting.kept - meeting.rim.heights(face.numpy())
         face = _without_seam(face, working.scan, working.region)
         head = _connected(((face + 1) / 2 > AIR) | (~working.region & ((working.scan + 1) / 2 > AIR)))
         specks = working.region & ~dilate(head, SKIN_DEPTH)  # the foot of the skin's edge is none
@@ -192,6 +191,7 @@ class _Painted:
         if meeting is None or kept is None:
             return painted
         # first as the working grid shows both skins, then, once they are equally steep, as the native grid does
+        missed = meeting.kept - meeting.rim.heights(face.numpy())
         painted = replace(painted, moves=meeting.led_on(missed))
         steep = kept.fall / max(meeting.fall(painted.normalised), 1e-3)
         painted = replace(painted, steep=float(np.clip(steep, 1.0, STEEPEST)))
@@ -207,7 +207,8 @@ class _Painted:
         part, full = painted[edge], local[edge]
         least = np.minimum((SKIN_LEVEL + 1) / full, 0.5)  # there the skin stays where it is
         odds = part / (full - part) * (1 - least) / least
-        steeper = full / (1 + (1 - least) / least * odds**-self.steep)
+        with np.errstate(over="ignore"):  # at the foot: 0
+            steeper = full / (1 + (1 - least) / least * odds**-self.steep)
         painted[edge] += np.minimum(near[edge], 1) * (steeper - part)
         return painted, local
 
@@ -228,10 +229,12 @@ def _read(images: Tensor, points: np.ndarray) -> np.ndarray:
 
 
 def with_skin_of(prior: Tensor, face: Tensor, scan: Tensor, region: Tensor) -> Tensor:
-    """A generated face (A, S, L), -1..1, with smooth skin that lies at most `PIT` voxels below the prior's.
+    """A generated face (A, S, L), -1..1, whose skin is that of its prior but for what changed smoothly, and lies at
+    most `PIT` voxels below it.
 
-    scan: the defaced scan, region: bool, what was emptied.  prior: the average head the face was made of, which
-    has no gaps where the training heads have them: from dental work, or as thin tissue lies on the skull."""
+    prior: the average head the face was made of; its skin is smooth, and has no gaps where those of the training
+    heads do: from dental work, or as thin tissue lies on the skull.  scan: the defaced scan, region: bool, what was
+    emptied."""
     import torch
     from scipy import ndimage
 

@@ -221,7 +221,7 @@ class Template:
         """`mean` on half the spacing, which blurs less where it is read between its voxels: (1, 2A, 2S, 2L)."""
         import torch
 
-        return finer(torch.from_numpy(self.mean.astype(np.float32))[None])
+        return finer(torch.from_numpy(self.mean.astype(np.float32))[None]).clamp(-1, 1)
 
     @cached_property
     def _along_skin(self) -> Any:

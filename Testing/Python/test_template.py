@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from RefaceCGANLib.compose import PIT, without_pits
+from RefaceCGANLib.compose import PIT, with_skin_of
 from RefaceCGANLib.models import Model
-from RefaceCGANLib.template import COVER_MM, EDGE_MM, SKIN_LEVEL, Meeting, Template
+from RefaceCGANLib.template import COVER_MM, EDGE_MM, SKIN_LEVEL, Meeting, Template, warp
 from RefaceCGANLib.training.template import WORKING_SPANS, _placements
 
 
@@ -73,10 +73,28 @@ def test_a_face_stays_in_the_field_of_view(template: Template, average: np.ndarr
 
 def test_a_generated_face_is_moved_to_the_kept_skin(average: np.ndarray, meeting: Meeting) -> None:
     off = torch.from_numpy(np.roll(average, 1, axis=0))  # a voxel too far to the front
-    before, after = (
-        np.nanmean(np.abs(meeting.kept - meeting.rim.heights(face.numpy()))) for face in (off, meeting.met(off))
-    )
-    assert after < 0.4 * before
+    missed = meeting.kept - meeting.rim.heights(off.numpy())
+    moved = warp(off[None], meeting.led_on(missed))[0]
+    assert np.nanmean(np.abs(meeting.kept - meeting.rim.heights(moved.numpy()))) < 0.4 * np.nanmean(np.abs(missed))
+
+
+def test_what_is_led_on_has_no_streaks(meeting: Meeting) -> None:
+    missed = np.where(meeting.rim.points[:, 2] < 48, 2.0, -2.0)  # one side too low, one too high
+    field = meeting.led_on(missed).numpy()
+    steps = max(float(np.abs(np.diff(field, axis=axis)).max()) for axis in (1, 2, 3))
+    assert np.abs(field).max() > 1.5
+    assert steps < 1.0  # less than a voxel from one voxel to the next: nothing folds
+
+
+def test_skin_of_the_rim_is_not_mistaken_for_bone(average: np.ndarray, meeting: Meeting) -> None:
+    """A dark layer a little below the skin, as bone is, has an edge nearer to the average skin than the skin has."""
+    thicker = np.maximum(np.roll(average, 2, axis=0), average)
+    expected = meeting.rim.heights(thicker)
+    bone = (np.roll(average, -1, axis=0) > SKIN_LEVEL) & (np.roll(average, -3, axis=0) < SKIN_LEVEL)
+    found = meeting.rim.heights(np.where(bone, -1.0, thicker).astype(np.float32))
+    front = meeting.rim.normals[:, 0] > 0.8
+    assert np.nanmax(np.abs(found - expected)[front]) < 0.1  # voxels
+    assert np.isfinite(found[front]).mean() > 0.9
 
 
 def test_placements_turn_the_chin_and_the_brow_to_opposite_sides() -> None:
@@ -95,7 +113,7 @@ def test_pits_of_a_generated_face_are_closed_and_ears_left_alone() -> None:
     pit = (abs(s - 20) < 2) & (abs(length - 20) < 2) & (a > 16)
     face = torch.where(torch.from_numpy(pit & inside | ear), torch.tensor(-1.0), prior)
     region = torch.from_numpy(np.broadcast_to(a > 5, inside.shape).copy())
-    mended = without_pits(face, torch.full_like(face, -1.0), region, prior)
+    mended = with_skin_of(prior, face, torch.full_like(face, -1.0), region)
     depth = 26 - int(np.flatnonzero(mended[:, 20, 20].numpy() > SKIN_LEVEL).max())
     assert depth <= PIT + 2
     assert (mended[torch.from_numpy(ear & ~inside)] < SKIN_LEVEL).float().mean() > 0.7
