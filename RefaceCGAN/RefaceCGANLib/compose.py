@@ -1,8 +1,8 @@
 """Composition: the generated face, back on the native grid and into the scan.
 
-Only voxels of the face region change. The skin lies where the average head's in its new shape does, meets the kept
-skin, and gets its sharpness; tissue and air get the noise of the scan; and what the generator says of the tissue just
-outside the region takes out the seam.
+Only voxels of the face region change. The skin lies where the average head's in its new shape does, meets the
+kept skin, and gets its sharpness; tissue and air get the noise of the scan; and what the generator says of the
+tissue just outside the region takes out the seam.
 Arrays are in ASL order; `face` is on the working grid in the range [-1, 1], `values` native in real values.
 """
 
@@ -33,13 +33,16 @@ PIT = 2
 THICK = 3
 """Working-grid voxels: half the width of what is too thin for pits, such as ears."""
 SMOOTH = 0.7
-"""Working-grid voxels; standard deviation of the smoothing, at the skin, of what the generator changed of the prior."""
+"""Working-grid voxels; standard deviation of the smoothing of what the generator changed at the skin."""
 SKIN_DEPTH = 3
 """Working-grid voxels from the air around the head in which edges are the skin's."""
 TISSUE_SIGMA = 1.5
 """Working-grid voxels; the reach of the local tissue intensity that the skin's edge rises to."""
 ROW_POINTS = 4096
 """Points that are read at once; the cores share what is more."""
+AROUND, QUANTILES = 4, (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
+"""Working-grid voxels around the region, less than the brain is away, whose tissue tells how bright that of the
+face is to be, and the quantiles that are carried over."""
 SEAM_SIGMA = 2.5
 """Working-grid voxels; how far the correction at the border reaches into the face region."""
 
@@ -137,8 +140,6 @@ def compose(
     rng: np.random.Generator,
 ) -> Composed:
     """Carry a generated face (A, S, L) on the working grid, -1..1, to the native grid."""
-    import torch
-
     box = bounding_box(anatomy.face_region)
     shape = tuple(span.stop - span.start for span in box)
     inside = anatomy.face_region[box]
@@ -181,6 +182,7 @@ class _Painted:
         import torch
 
         meeting, kept = working.meeting, working.kept
+        face = _with_tissue_of(working.scan, face, working.region)
         face = _without_seam(face, working.scan, working.region)
         head = _connected(((face + 1) / 2 > AIR) | (~working.region & ((working.scan + 1) / 2 > AIR)))
         specks = working.region & ~dilate(head, SKIN_DEPTH)  # the foot of the skin's edge is none
@@ -229,12 +231,12 @@ def _read(images: Tensor, points: np.ndarray) -> np.ndarray:
 
 
 def with_skin_of(prior: Tensor, face: Tensor, scan: Tensor, region: Tensor) -> Tensor:
-    """A generated face (A, S, L), -1..1, whose skin is that of its prior but for what changed smoothly, and lies at
-    most `PIT` voxels below it.
+    """A generated face (A, S, L), -1..1, whose skin is that of its prior but for what changed smoothly, and lies
+    at most `PIT` voxels below it.
 
     prior: the average head the face was made of; its skin is smooth, and has no gaps where those of the training
-    heads do: from dental work, or as thin tissue lies on the skull.  scan: the defaced scan, region: bool, what was
-    emptied."""
+    heads do: from dental work, or as thin tissue lies on the skull.  scan: the defaced scan, region: bool, what
+    was emptied."""
     import torch
     from scipy import ndimage
 
@@ -252,6 +254,20 @@ def with_skin_of(prior: Tensor, face: Tensor, scan: Tensor, region: Tensor) -> T
     level = _tissue_level(face, ~air)
     least = (level + 1) * torch.from_numpy(_soft(dilate(pits, 1))) - 1
     return torch.where(region & ~outer, torch.maximum(face, least), face)
+
+
+def _with_tissue_of(scan: Tensor, face: Tensor, region: Tensor) -> Tensor:
+    """A face whose tissue is as dark and bright as that of the defaced scan around the region: generators keep
+    away from both ends. What is darker than skin stays."""
+    import torch
+
+    painted = face[region & (face > SKIN_LEVEL)].numpy()
+    kept = scan[dilate(region, AROUND) & ~region & (scan > SKIN_LEVEL)].numpy()
+    if min(len(painted), len(kept)) < 1000:
+        return face
+    ends = [-1.0, SKIN_LEVEL]
+    old, new = ([*ends, *np.quantile(values, QUANTILES), 1.0] for values in (painted, kept))
+    return torch.from_numpy(np.interp(face.numpy(), old, np.maximum.accumulate(new)).astype(np.float32))
 
 
 def _without_seam(face: Tensor, original: Tensor, region: Tensor) -> Tensor:

@@ -373,7 +373,7 @@ class Meeting:
     most: np.ndarray
 
     def led_on(self, missed: np.ndarray) -> Tensor:
-        """The displacement (3, A, S, L) in voxels that raises a face's skin near the rim by what is `missed` (R,)."""
+        """The displacement (3, A, S, L) in voxels that raises the skin near the rim by what is `missed` (R,)."""
         return self.rim.led_on(missed, MEETING_NARROW, tuple(self.shift.shape[1:]))
 
     def from_kept(self, values: Callable[[np.ndarray], np.ndarray], level: float) -> np.ndarray:
@@ -400,7 +400,8 @@ class Meeting:
 class Rim:
     """The skin of the average head right outside what is emptied of one scan.
 
-    points, normals: (R, 3) in voxels.  around: (R, `RIM_AROUND`) the points nearest to each.  between: (R, R) distances up to what `MEETING_WIDE` needs (sparse).
+    points, normals: (R, 3) in voxels.  around: (R, `RIM_AROUND`) the points nearest to each.  between: (R, R)
+    distances up to what `MEETING_WIDE` needs (sparse).
     voxels: flat index (n,) of those that may follow, on the grid `RIM_GRID` times coarser; nearest, shares:
     (n, `RIM_POINTS`) the points each follows and how much; away: (n,) voxels to the rim; outward: (3, n)."""
 
@@ -426,18 +427,17 @@ class Rim:
         tree = cKDTree(points)
         widest, reach = MEETING_WIDE
         near = (average > -reach) & (average < RIM_REACH + 2) & binary_dilation(outer, iterations=2)
-        index = np.argwhere(near[(slice(None, None, RIM_GRID),) * 3])
-        coarse = tuple(-(-length // RIM_GRID) for length in average.shape)
-        at = RIM_GRID * index
-        distance, nearest = tree.query(at, min(RIM_POINTS, len(points)))
+        near = near[(slice(None, None, RIM_GRID),) * 3]
+        at = RIM_GRID * np.argwhere(near) if len(points) else np.zeros((0, 3), int)
+        distance, nearest = tree.query(at, _nearest(RIM_POINTS, len(points)))
         away = distance[:, :1]
         shares = np.exp(-0.5 * (distance**2 - away**2) / np.maximum(1.0, RIM_SPREAD * away) ** 2)
         return cls(
             points=points.astype(np.float64),
             normals=unit(normal[:, *points.T].T),
-            around=tree.query(points, min(RIM_AROUND, len(points)))[1],
+            around=tree.query(points, _nearest(RIM_AROUND, len(points)))[1],
             between=tree.sparse_distance_matrix(tree, 2.5 * widest, output_type="coo_matrix").tocsr(),
-            voxels=np.ravel_multi_index(tuple(index.T), coarse),
+            voxels=np.flatnonzero(near)[: len(at)],
             nearest=nearest,
             shares=(shares / shares.sum(axis=1, keepdims=True)).astype(np.float32),
             away=away[:, 0].astype(np.float32),
@@ -471,12 +471,14 @@ class Rim:
         field = np.zeros((3, *coarse), np.float32)
         field.reshape(3, -1)[:, self.voxels] = -amount * self.outward
         at = [RIM_GRID * (length - 1) + 1 for length in coarse]  # where the outermost voxels of both grids meet
-        finer = functional.interpolate(
-            torch.from_numpy(field)[None], size=at, mode="trilinear", align_corners=True
-        )[0]
-        return functional.pad(
-            finer, [n for length, there in zip(shape[::-1], at[::-1], strict=True) for n in (0, length - there)], mode="replicate"
-        )
+        full = functional.interpolate(torch.from_numpy(field)[None], at, mode="trilinear", align_corners=True)
+        beyond = [n for length, end in zip(shape[::-1], at[::-1], strict=True) for n in (0, length - end)]
+        return functional.pad(full, beyond, mode="replicate")[0]
+
+
+def _nearest(wanted: int, there: int) -> np.ndarray:
+    """Which neighbours a k-d tree of so many points is asked for; one at least, which an empty one takes."""
+    return np.arange(1, 1 + max(1, min(wanted, there)))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -541,7 +543,7 @@ def _crossings(
     within `reach`."""
     steps = np.arange(-reach, reach + STEP / 2, STEP)
     along = at[:, None] + steps[None, :, None] * outward[:, None]
-    profile = values(along.reshape(-1, 3)).reshape(len(at), -1)
+    profile = values(along.reshape(-1, 3)).reshape(along.shape[:2])
     inner, outer = profile[:, :-1], profile[:, 1:]
     crossing = steps[:-1] + (inner - level) / np.maximum(inner - outer, 1e-6) * STEP
     away = np.where((inner > level) & (outer <= level), np.abs(crossing), np.inf)

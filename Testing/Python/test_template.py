@@ -87,7 +87,7 @@ def test_what_is_led_on_has_no_streaks(meeting: Meeting) -> None:
 
 
 def test_skin_of_the_rim_is_not_mistaken_for_bone(average: np.ndarray, meeting: Meeting) -> None:
-    """A dark layer a little below the skin, as bone is, has an edge nearer to the average skin than the skin has."""
+    """A dark layer below the skin, as bone is, has an edge that may lie nearer to the average skin."""
     thicker = np.maximum(np.roll(average, 2, axis=0), average)
     expected = meeting.rim.heights(thicker)
     bone = (np.roll(average, -1, axis=0) > SKIN_LEVEL) & (np.roll(average, -3, axis=0) < SKIN_LEVEL)
@@ -117,3 +117,13 @@ def test_pits_of_a_generated_face_are_closed_and_ears_left_alone() -> None:
     depth = 26 - int(np.flatnonzero(mended[:, 20, 20].numpy() > SKIN_LEVEL).max())
     assert depth <= PIT + 2
     assert (mended[torch.from_numpy(ear & ~inside)] < SKIN_LEVEL).float().mean() > 0.7
+
+
+def test_a_region_without_skin_has_nothing_to_meet(template: Template) -> None:
+    deep = np.zeros(template.mean.shape, bool)
+    deep[40, 50, 48] = True
+    scan = np.where(deep, -1.0, template.mean).astype(np.float32)
+    meeting = template.meeting(scan, deep, template.head, np.ones(deep.shape, bool))
+    assert len(meeting.kept) == 0
+    assert not meeting.led_on(meeting.kept).any()
+    assert meeting.fall(lambda points: np.zeros(len(points), np.float32)) == 0
