@@ -7,7 +7,17 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from RefaceCGANLib.grid import AslView, axes_matrix, dilate, erode, resample_axes, sample, shift
+from RefaceCGANLib.grid import (
+    AslView,
+    axes_matrix,
+    dilate,
+    erode,
+    finer,
+    resample_axes,
+    sample,
+    sample_at,
+    shift,
+)
 from RefaceCGANLib.volume import Volume
 
 ORIENTATIONS = [
@@ -89,3 +99,26 @@ def test_dilate_grows_by_a_cube_and_erode_is_its_opposite():
     expected[3:8, 4:9, 2:7] = True
     assert torch.equal(grown, expected)
     assert torch.equal(erode(grown, 2), mask)
+
+
+def test_sampling_at_indices_is_sampling_through_the_matrix_that_leads_there():
+    source = torch.from_numpy(np.random.default_rng(0).random((2, 9, 8, 7), np.float32))
+    matrix = shift(0.3, -1.2, 2.5) @ np.diag([0.8, 1.1, 0.9, 1.0])
+    shape = (6, 10, 5)
+    grid = np.stack([*np.meshgrid(*map(np.arange, shape), indexing="ij"), np.ones(shape)])
+    index = torch.from_numpy(np.tensordot(matrix[:3], grid, 1).astype(np.float32))
+    for outside in ("zeros", "border"):
+        assert torch.allclose(
+            sample_at(source, index, outside), sample(source, matrix, shape, outside), atol=1e-5
+        )
+
+
+def test_finer_keeps_voxel_borders_and_straight_lines():
+    index = torch.arange(10, dtype=torch.float32)
+    ramp = (index[:, None, None] + 2 * index[None, :, None] - index[None, None, :])[None]
+    fine = finer(ramp)[0]
+    assert fine.shape == (20, 20, 20)
+    at = (torch.arange(20) + 0.5) / 2 - 0.5
+    wanted = at[:, None, None] + 2 * at[None, :, None] - at[None, None, :]
+    inner = (slice(4, -4),) * 3
+    assert torch.allclose(fine[inner], wanted[inner], atol=1e-4)

@@ -1,0 +1,107 @@
+"""Composition: smooth skin that meets the kept skin and is as steep, tissue as bright as around the face."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from RefaceCGANLib import Refacer, Volume
+from RefaceCGANLib.compose import STEEPEST, KeptSkin, _Painted, _with_tissue_of
+from RefaceCGANLib.refacer import Prepared, WorkingScan
+from RefaceCGANLib.template import SKIN_LEVEL
+from torch import Tensor
+
+
+@pytest.fixture(scope="module")
+def prepared(refacer: Refacer, head: Path) -> Prepared:
+    return refacer.prepare(Volume.read(head))
+
+
+@pytest.fixture(scope="module")
+def face(refacer: Refacer, prepared: Prepared) -> Tensor:
+    return refacer.draw(prepared, 3, 0.25)
+
+
+def ball(radius: float, side: int = 48) -> Tensor:
+    """A head that is a ball in the middle of (side, side, side), with skin that is blurred over two voxels."""
+    index = torch.arange(side) - (side - 1) / 2
+    away = (index[:, None, None] ** 2 + index[None, :, None] ** 2 + index[None, None, :] ** 2).sqrt()
+    return 1.2 * torch.sigmoid((radius - away) / 0.6) - 1.0
+
+
+@pytest.mark.parametrize("level", [-0.9, -0.8, SKIN_LEVEL, -0.4])
+def test_skin_is_smooth_down_to_its_foot(level: float) -> None:
+    head = ball(15.3)
+    region = torch.ones(head.shape, dtype=torch.bool)
+    working = WorkingScan(torch.full_like(head, -1.0), region, None, None, None, np.eye(4))
+    painted = replace(_Painted.of(head, working), steep=2.0)
+    outward = np.random.default_rng(0).standard_normal((500, 3))
+    outward /= np.linalg.norm(outward, axis=1, keepdims=True)
+    steps = np.arange(10, 20, 0.05)
+    values = painted.normalised((23.5 + steps[None, :, None] * outward[:, None]).reshape(-1, 3))
+    radius = steps[(values.reshape(500, -1) > level).sum(axis=1)]
+    assert radius.std() < 0.08  # voxels
+    assert abs(radius.mean() - 15.3) < 1.5
+
+
+def test_painted_skin_meets_the_kept_skin_on_the_native_grid(prepared: Prepared, face: Tensor) -> None:
+    working = prepared.working
+    meeting, kept = working.meeting, working.kept
+    assert meeting is not None
+    assert kept is not None
+    painted = _Painted.of(face, working)
+    unmoved = replace(painted, moves=torch.zeros_like(painted.moves))
+    before, after = (
+        kept.heights - meeting.from_kept(image.normalised, kept.level) for image in (unmoved, painted)
+    )
+    assert np.nanmean(np.abs(after)) < np.nanmean(np.abs(before))
+    assert np.nanmedian(np.abs(after)) < 0.15  # voxels of 2 mm
+    assert np.isfinite(after).mean() > 0.7
+
+
+def test_painted_skin_is_as_steep_as_the_kept_skin(prepared: Prepared, face: Tensor) -> None:
+    meeting, kept = prepared.working.meeting, prepared.working.kept
+    assert meeting is not None
+    assert kept is not None
+    painted = _Painted.of(face, prepared.working)
+    assert 1.0 <= painted.steep <= STEEPEST
+    blurred = meeting.fall(replace(painted, steep=1.0).normalised)
+    steep = meeting.fall(painted.normalised)
+    assert abs(steep - kept.fall) <= abs(blurred - kept.fall) + 1e-6
+    assert steep == pytest.approx(kept.fall, rel=0.2)
+
+
+def test_the_face_region_is_not_looked_at_for_the_kept_skin(refacer: Refacer, prepared: Prepared) -> None:
+    """What painted skin has to meet is the same when the original face is another one."""
+    anatomy, working = prepared.anatomy, prepared.working
+    values = np.ascontiguousarray(anatomy.view.to_asl(prepared.original.array))
+    noise = np.random.default_rng(0).permutation(values.ravel()).reshape(values.shape)
+    one, two = (
+        KeptSkin.measure(array, anatomy, prepared.scale, working.meeting, working.to_native)
+        for array in (values, np.where(anatomy.face_region, noise, values))
+    )
+    assert np.array_equal(one.heights, two.heights, equal_nan=True)
+    assert one.fall == two.fall
+
+
+def test_tissue_gets_as_bright_as_it_is_around_the_region() -> None:
+    random = np.random.default_rng(0)
+    scan = torch.from_numpy(random.normal(0.0, 0.2, (40, 40, 40)).clip(-0.5, 0.9).astype(np.float32))
+    region = torch.zeros(scan.shape, dtype=torch.bool)
+    region[:20] = True
+    dull = torch.from_numpy(random.normal(-0.1, 0.1, scan.shape).clip(-0.5, 0.9).astype(np.float32))
+    dull[:5] = -0.8  # air
+    bright = _with_tissue_of(torch.where(region, -1.0, scan), dull, region)
+    wanted, got = (np.percentile(part.numpy(), [10, 50, 90]) for part in (scan[20:24], bright[5:20]))
+    assert np.abs(wanted - got).max() < 0.02
+    assert torch.allclose(bright[:5], dull[:5])
+
+
+def test_a_little_tissue_tells_nothing_of_brightness() -> None:
+    face = torch.zeros(20, 20, 20)
+    region = torch.zeros(face.shape, dtype=torch.bool)
+    region[10, 10, 10] = True
+    assert _with_tissue_of(torch.ones_like(face), face, region) is face
