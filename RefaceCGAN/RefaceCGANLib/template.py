@@ -511,7 +511,8 @@ def trilinear(images: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Trilinear values of images (C, A, S, L) at points (N, 3) in voxels: (C, N)."""
     from scipy.ndimage import map_coordinates
 
-    return np.stack([map_coordinates(np.float32(image), at.T, order=1, mode="nearest") for image in images])
+    images = images.astype(np.float32, copy=False)
+    return np.stack([map_coordinates(image, at.T, order=1, mode="nearest") for image in images])
 
 
 def heights(
