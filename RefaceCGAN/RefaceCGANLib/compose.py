@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .anatomy import Anatomy
-from .grid import bounding_box, dilate, erode, finer, sample_at, shift, solid
+from .grid import bounding_box, dilate, erode, finer, sample_at, shift, smooth, solid
 from .intensity import IntensityScale
-from .template import CLEFT, SKIN_LEVEL, Meeting, trilinear
+from .template import CLEFT, SKIN_LEVEL, Meeting, Values, trilinear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +32,13 @@ PIT = 2
 """Working-grid voxels that the skin of a face may lie below that of its prior."""
 THICK = 3
 """Working-grid voxels: half the width of what is too thin for pits, such as ears."""
-SMOOTH = 0.7
+SMOOTH = 0.5
 """Working-grid voxels; standard deviation of the smoothing of what the generator changed at the skin."""
+DARKER, BRIGHTER, BRIGHTNESS_SIGMA = 0.65, 1.8, 5.0
+"""Generated skin is at least and at most so many times as bright as its prior's, whose brightness is the face's
+within so many working-grid voxels: skin that is darker looks torn, and what is brighter lies in front of it."""
+FOOT = 3
+"""Working-grid voxels from kept tissue in which generated skin may be anything, as it has to match that."""
 SKIN_DEPTH = 3
 """Working-grid voxels from the air around the head in which edges are the skin's."""
 TISSUE_SIGMA = 1.5
@@ -41,26 +46,31 @@ TISSUE_SIGMA = 1.5
 ROW_POINTS = 4096
 """Points that are read at once; the cores share what is more."""
 AROUND, QUANTILES = 4, (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
-"""Working-grid voxels around the region, less than the brain is away, whose tissue tells how bright that of the
+"""Voxels, of some 2 mm, around the region, less than the brain is away, whose tissue tells how bright that of the
 face is to be, and the quantiles that are carried over."""
+FACE_TO_AROUND = (1.0, 1.0, 1.03, 1.06, 1.03, 0.95, 1.0)
+"""How bright a face's tissue is to that around it, at these quantiles: mean of 21 training heads."""
 SEAM_SIGMA = 2.5
 """Working-grid voxels; how far the correction at the border reaches into the face region."""
 
 
 @dataclass(frozen=True)
 class Background:
-    """What the scan looks like where there is no signal, and how noisy tissue is, in real values.
+    """What the scan looks like where there is no signal, and how bright and noisy tissue is, in real values.
 
-    air: a sample of its air voxels.  noise: standard deviation in tissue.  correlation: of neighbouring
-    voxels' noise, the blur (in voxels) that white noise needs to look alike."""
+    air, around: samples of its air voxels, and of the voxels around the face region.  noise: standard deviation in
+    tissue.  blur: in voxels, that white noise needs for neighbouring voxels to agree as those do."""
 
     air: np.ndarray
+    around: np.ndarray
     noise: float
     blur: float
 
     @classmethod
     def measure(cls, values: np.ndarray, anatomy: Anatomy) -> Background:
-        """Read air and noise off the scan outside the face region. values: native (A, S, L)."""
+        """Read them off the scan outside the face region. values: native (A, S, L)."""
+        import torch
+
         step = tuple(slice(None, None, max(1, length // 96)) for length in values.shape)
         some, region = values[step], anatomy.face_region[step]
         air = some[(some < 0.5 * anatomy.skin) & ~region]
@@ -78,7 +88,8 @@ class Background:
             slice(max(0, c - r), min(n, c + r)) for c, r, n in zip(centre, reach, values.shape, strict=True)
         )
         noise, blur = _noise(values[box], anatomy.brain_mask[box])
-        return cls(air=air.astype(np.float32), noise=noise, blur=blur)
+        around = some[dilate(torch.from_numpy(region), AROUND).numpy() & ~region]
+        return cls(air=air.astype(np.float32), around=around.astype(np.float32), noise=noise, blur=blur)
 
 
 def _noise(block: np.ndarray, brain: np.ndarray) -> tuple[float, float]:
@@ -101,7 +112,7 @@ def _noise(block: np.ndarray, brain: np.ndarray) -> tuple[float, float]:
 class KeptSkin:
     """The skin around the face region on the native grid, which painted skin has to meet.
 
-    level: where it begins, -1..1.  heights: (R,) voxels in front of where the working grid shows it
+    level: where it begins, -1..1.  heights: (R,) voxels in front of where it has `SKIN_LEVEL`
     (`Meeting.from_kept`).  fall: per voxel, how steep it is (`Meeting.fall`)."""
 
     level: float
@@ -109,17 +120,23 @@ class KeptSkin:
     fall: float
 
     @classmethod
-    def measure(
-        cls, values: np.ndarray, anatomy: Anatomy, scale: IntensityScale, meeting: Meeting, to_native: np.ndarray
-    ) -> KeptSkin:
-        """values: native (A, S, L), of which the face region is not looked at.  to_native: (4, 4) index map."""
-        emptied = np.where(anatomy.face_region, np.float32(scale.low), values)
+    def measure(cls, values: Values, level: float, meeting: Meeting) -> KeptSkin:
+        """values: of the defaced scan (`defaced_readers`).  level: as above."""
+        return cls(level=level, heights=meeting.from_kept(values, level), fall=meeting.fall(values))
 
-        def read(points: np.ndarray) -> np.ndarray:
-            return scale.normalise(trilinear(emptied[None], points @ to_native[:3, :3].T + to_native[:3, 3])[0])
 
-        level = float(scale.normalise(np.array([anatomy.skin]))[0])
-        return cls(level=level, heights=meeting.from_kept(read, level), fall=meeting.fall(read))
+def defaced_readers(
+    values: np.ndarray, anatomy: Anatomy, scale: IntensityScale, to_native: np.ndarray
+) -> tuple[Values, Values]:
+    """What tells the intensity of the defaced scan, -1..1, and how much of it is emptied, 0..1, at points of the
+    working grid. values: native (A, S, L), real, of which the face region is not looked at.  to_native: (4, 4)."""
+
+    def at(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return trilinear(image[None], points @ to_native[:3, :3].T + to_native[:3, 3])[0]
+
+    emptied = np.where(anatomy.face_region, np.float32(scale.low), values)
+    hidden = anatomy.face_region.astype(np.float32)
+    return lambda points: scale.normalise(at(emptied, points)), lambda points: at(hidden, points)
 
 
 @dataclass(frozen=True)
@@ -148,11 +165,12 @@ def compose(
     values, local = _Painted.of(face, working).at(at)
     fraction = values / np.maximum(local, 1e-3)
     values -= 1.0  # beyond the working grid there is air
+    values = _with_tissue_of(scale.normalise(background.around), values)
 
     air = values < 2 * AIR - 1
     values = scale.restore(values)
     grain = _grain(shape, background.blur, rng)[inside] * background.noise
-    grain *= np.clip(fraction, 0.0, 1.0)  # noise at full strength would roughen an edge less steep than a real one
+    grain *= np.clip(3.0 * fraction, 0.0, 1.0)
     signal = values - scale.low
     quiet = rng.choice(background.air, size=values.shape)
     magnitude = np.abs(signal + grain) + scale.low
@@ -182,12 +200,11 @@ class _Painted:
         import torch
 
         meeting, kept = working.meeting, working.kept
-        face = _with_tissue_of(working.scan, face, working.region)
         face = _without_seam(face, working.scan, working.region)
         head = _connected(((face + 1) / 2 > AIR) | (~working.region & ((working.scan + 1) / 2 > AIR)))
         specks = working.region & ~dilate(head, SKIN_DEPTH)  # the foot of the skin's edge is none
         face = torch.where(specks, torch.full_like(face, -1.0), face)
-        skin = torch.from_numpy(_soft(dilate(~solid(head, CLEFT), SKIN_DEPTH)))
+        skin = _soft(dilate(~solid(head, CLEFT), SKIN_DEPTH))
         coarse = torch.stack([_tissue_level(face, head) + 1.0, skin])
         painted = cls(finer(face[None]) + 1.0, coarse, torch.zeros(3, *face.shape))
         if meeting is None or kept is None:
@@ -231,8 +248,8 @@ def _read(images: Tensor, points: np.ndarray) -> np.ndarray:
 
 
 def with_skin_of(prior: Tensor, face: Tensor, scan: Tensor, region: Tensor) -> Tensor:
-    """A generated face (A, S, L), -1..1, whose skin is that of its prior but for what changed smoothly, and lies
-    at most `PIT` voxels below it.
+    """A generated face (A, S, L), -1..1, whose skin is that of its prior but for what changed smoothly and little,
+    and lies at most `PIT` voxels below it.
 
     prior: the average head the face was made of; its skin is smooth, and has no gaps where those of the training
     heads do: from dental work, or as thin tissue lies on the skull.  scan: the defaced scan, region: bool, what
@@ -241,9 +258,14 @@ def with_skin_of(prior: Tensor, face: Tensor, scan: Tensor, region: Tensor) -> T
     from scipy import ndimage
 
     outer = ~solid(prior > SKIN_LEVEL, CLEFT)
-    near = torch.from_numpy(_soft(dilate(outer, SKIN_DEPTH)))
-    changed = torch.from_numpy(ndimage.gaussian_filter((face - prior).numpy(), SMOOTH))
-    face = torch.where(region, face + near * (prior + changed - face), face)
+    near = _soft(dilate(outer, SKIN_DEPTH))
+    skin = prior + 1 + smooth(face - prior, SMOOTH)
+    tissue = region & ~outer
+    drawn, wanted = (smooth(tissue * (image + 1), BRIGHTNESS_SIGMA) for image in (face, prior))
+    like = drawn / wanted.clamp(1e-3) * (prior + 1)
+    bounded = torch.minimum(torch.maximum(skin, DARKER * like), BRIGHTER * like + AIR)
+    skin = skin + _soft(erode(region, FOOT)) * (bounded - skin) - 1
+    face = torch.where(region, face + near * (skin - face), face)
     air = torch.where(region, face, scan) < SKIN_LEVEL
     labels, _ = ndimage.label(air.numpy())
     outside = torch.from_numpy((labels == labels[-1].max()) & air.numpy())
@@ -252,35 +274,30 @@ def with_skin_of(prior: Tensor, face: Tensor, scan: Tensor, region: Tensor) -> T
     if not pits.any():
         return face
     level = _tissue_level(face, ~air)
-    least = (level + 1) * torch.from_numpy(_soft(dilate(pits, 1))) - 1
+    least = (level + 1) * _soft(dilate(pits, 1)) - 1
     return torch.where(region & ~outer, torch.maximum(face, least), face)
 
 
-def _with_tissue_of(scan: Tensor, face: Tensor, region: Tensor) -> Tensor:
-    """A face whose tissue is as dark and bright as that of the defaced scan around the region: generators keep
-    away from both ends. What is darker than skin stays."""
-    import torch
-
-    painted = face[region & (face > SKIN_LEVEL)].numpy()
-    kept = scan[dilate(region, AROUND) & ~region & (scan > SKIN_LEVEL)].numpy()
+def _with_tissue_of(around: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Intensities of a face (N,), -1..1, whose tissue is as dark and bright as that of a face in a scan that has
+    those `around` it (M,): generators keep away from both ends, and the working grid blurs. What is darker than
+    skin stays."""
+    painted, kept = (part[part > SKIN_LEVEL] for part in (values, around))
     if min(len(painted), len(kept)) < 1000:
-        return face
-    ends = [-1.0, SKIN_LEVEL]
-    old, new = ([*ends, *np.quantile(values, QUANTILES), 1.0] for values in (painted, kept))
-    return torch.from_numpy(np.interp(face.numpy(), old, np.maximum.accumulate(new)).astype(np.float32))
+        return values
+    wanted = (np.quantile(kept, QUANTILES) + 1) * FACE_TO_AROUND - 1
+    old, new = ([-1.0, SKIN_LEVEL, *quantiles, 1.0] for quantiles in (np.quantile(painted, QUANTILES), wanted))
+    return np.interp(values, old, np.maximum.accumulate(new).clip(-1, 1)).astype(np.float32)
 
 
 def _without_seam(face: Tensor, original: Tensor, region: Tensor) -> Tensor:
     """Shift the face near its border by how much the generator misses the kept tissue just outside."""
     import torch
-    from scipy import ndimage
 
     band = dilate(region, 2) & ~region & (original > SKIN_LEVEL) & (face > SKIN_LEVEL)
-    weight = ndimage.gaussian_filter(band.float().numpy(), SEAM_SIGMA)
-    missed = ndimage.gaussian_filter(((original - face) * band).numpy(), SEAM_SIGMA)
-    correction = missed / np.maximum(weight, 0.02)
+    correction = smooth((original - face) * band, SEAM_SIGMA) / smooth(band, SEAM_SIGMA).clamp(0.02)
     tissue = ((face + 1) / 0.5).clamp(0, 1)  # air stays air
-    return torch.where(region, (face + torch.from_numpy(correction) * tissue).clamp(-1, 1), face)
+    return torch.where(region, (face + correction * tissue).clamp(-1, 1), face)
 
 
 def _connected(tissue: Tensor) -> Tensor:
@@ -296,21 +313,13 @@ def _connected(tissue: Tensor) -> Tensor:
 
 def _tissue_level(face: Tensor, head: Tensor) -> Tensor:
     """Local intensity of the tissue at and around each voxel, -1..1: what the skin's edge rises to."""
-    import torch
-    from scipy import ndimage
-
-    inner = (head & (face > -0.6)).float().numpy()
-    weight = ndimage.gaussian_filter(inner, TISSUE_SIGMA)
-    level = ndimage.gaussian_filter(inner * (face.numpy() + 1), TISSUE_SIGMA) / np.maximum(weight, 1e-3)
-    return torch.from_numpy((level - 1).astype(np.float32))
+    inner = head & (face > SKIN_LEVEL)
+    return smooth(inner * (face + 1), TISSUE_SIGMA) / smooth(inner, TISSUE_SIGMA).clamp(1e-3) - 1
 
 
-def _soft(mask: Tensor) -> np.ndarray:
+def _soft(mask: Tensor) -> Tensor:
     """A mask with soft borders: float32 (A, S, L), 1 well inside."""
-    from scipy import ndimage
-
-    blurred = ndimage.gaussian_filter(mask.float().numpy(), 1.0)
-    return np.asarray(np.clip(1.5 * blurred, 0.0, 1.0), dtype=np.float32)
+    return (1.5 * smooth(mask, 1.0)).clamp(0, 1)
 
 
 def _grain(shape: tuple[int, ...], blur: float, rng: np.random.Generator) -> np.ndarray:

@@ -24,7 +24,7 @@ import numpy as np
 from . import __version__
 from .anatomy import SPACING, Anatomy, bfloat16, locate
 from .checks import Check, check, enforce
-from .compose import Background, KeptSkin, compose, with_skin_of
+from .compose import Background, KeptSkin, compose, defaced_readers, with_skin_of
 from .errors import InputError
 from .grid import AslView, axes_matrix, dilate, resample_axes, sample, solid
 from .intensity import RING_MM, IntensityScale
@@ -223,9 +223,7 @@ class Refacer:
         return replace(
             prepared,
             anatomy=anatomy,
-            working=self._working_scan(
-                values, small, region_share, anatomy, prepared.scale, working.to_native
-            ),
+            working=self._working_scan(values, small, region_share, anatomy, prepared.scale, working.to_native),
             expected_ml=prepared.expected_ml * larger,
         )
 
@@ -261,10 +259,12 @@ class Refacer:
         meeting = own = kept = None
         if "prior" in card["condition"]:
             template = self._cropped_template
-            head = solid(original > float(scale.normalise(np.array([anatomy.skin]))[0]) + 1.0, CLEFT)
+            level = float(scale.normalise(np.array([anatomy.skin]))[0])
+            head = solid(original > level + 1.0, CLEFT)
             in_view = seen.numpy() > 0.99
-            meeting = template.meeting(scan.numpy(), inside.numpy(), head.numpy(), in_view)
-            kept = KeptSkin.measure(values, anatomy, scale, meeting, to_native)
+            defaced_values, hidden = defaced_readers(values, anatomy, scale, to_native)
+            meeting = template.meeting(inside.numpy(), head.numpy(), in_view, defaced_values, hidden)
+            kept = KeptSkin.measure(defaced_values, level, meeting)
             if not anatomy.already_defaced:
                 own = template.heights(original.numpy() - 1.0, in_view)
         return WorkingScan(scan, inside, meeting, kept, own, to_native)

@@ -25,6 +25,9 @@ from .grid import finer, sample_at
 if TYPE_CHECKING:
     from torch import Tensor
 
+Values = Callable[[np.ndarray], np.ndarray]
+"""Tells the values (M,) of some image at points (M, 3) in voxels of the template grid."""
+
 MODE_SPACING = 4
 """The modes lie on a grid this many times coarser than the template grid."""
 
@@ -40,8 +43,13 @@ SKIN_LEVEL = -0.6
 REACH, STEP = 5.0, 0.25
 """Voxels: skin is looked for this far from the average skin along its normal, in steps of."""
 
-RIM = (1, 4)
-"""Voxels outside the face region between which its skin is the rim: kept skin that painted skin has to meet."""
+RIM = (3, 4)
+"""Voxels inside and outside the border of the face region between which kept skin, if there is some, is the rim
+that painted skin has to meet. Inside, as the border may run above the skin."""
+HIDDEN = 0.02
+"""Skin is kept where no more than this part of what tells of it is emptied."""
+SHALLOW = 1.5
+"""Voxels below the original skin at most, not to take for it what is kept of the bone under it."""
 RIM_REACH = 10.0
 """Voxels: the skin of the rim is looked for this far from the average skin."""
 RIM_SPREAD = 0.5
@@ -318,15 +326,16 @@ class Template:
         return average, normal
 
     def meeting(
-        self, scan: np.ndarray, region: np.ndarray, head: np.ndarray, seen: np.ndarray
+        self, region: np.ndarray, head: np.ndarray, seen: np.ndarray, values: Values, hidden: Values
     ) -> Meeting:
-        """What a face has to meet on a defaced scan (A, S, L), -1..1. region: bool, what is emptied.  head: bool,
-        all that is within the original skin.  seen: bool, the field of view."""
+        """What a face has to meet on a defaced scan. region: bool (A, S, L), what is emptied.  head: bool, all
+        that is within the original skin.  seen: bool, the field of view.  values, hidden: of the defaced scan,
+        -1..1, and how much of it is emptied, 0..1, on a grid as fine as there is."""
         import torch
         from scipy.ndimage import distance_transform_edt
 
-        rim = Rim.of(self, region)
-        kept = rim.heights(scan)
+        depth = distance_transform_edt(head)
+        rim, kept = Rim.of(self, region, depth, values, hidden)
         mean = torch.from_numpy(self.mean.astype(np.float32))[None]
         displacement = self.displacement(np.zeros(len(self.modes)))
         shift = torch.zeros(3, *self.mean.shape)
@@ -334,7 +343,7 @@ class Template:
             missed = kept - rim.heights(warp(mean, displacement + shift)[0].numpy())
             shift = shift + rim.led_on(missed, window, self.mean.shape)
         raised = -(trilinear(shift.numpy(), self.relief_points) * self.relief_normals.T).sum(axis=0) * self.spacing
-        deep = (distance_transform_edt(head) * self.spacing > DEEP_MM) & ~region
+        deep = (depth * self.spacing > DEEP_MM) & ~region
         most = self.outermost(seen) - EDGE_MM
         most[(self.relief_normals[:, 0] < 0.5) | (most < -COVER_MOST)] = np.inf  # a chin may be cut, as it was
         return Meeting(rim, kept, shift, raised, self.outermost(deep) + COVER_MM, most)
@@ -376,7 +385,7 @@ class Meeting:
         """The displacement (3, A, S, L) in voxels that raises the skin near the rim by what is `missed` (R,)."""
         return self.rim.led_on(missed, MEETING_NARROW, tuple(self.shift.shape[1:]))
 
-    def from_kept(self, values: Callable[[np.ndarray], np.ndarray], level: float) -> np.ndarray:
+    def from_kept(self, values: Values, level: float) -> np.ndarray:
         """How far (R,) voxels in front of the kept skin lies that of what has `values` (M,) at points (M, 3) in
         voxels, which falls below `level` there: NaN where there is none within `CLOSE_REACH`."""
         at = self.rim.points + np.nan_to_num(self.kept)[:, None] * self.rim.normals
@@ -384,7 +393,7 @@ class Meeting:
             np.isfinite(self.kept), _crossings(values, level, at, self.rim.normals, CLOSE_REACH), np.nan
         )
 
-    def fall(self, values: Callable[[np.ndarray], np.ndarray]) -> float:
+    def fall(self, values: Values) -> float:
         """How much `values` (M,) at points (M, 3) fall by voxel where they leave the skin, median over the rim; 0
         where there is none."""
         ahead = self.kept + self.from_kept(values, SKIN_LEVEL)
@@ -398,7 +407,7 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Rim:
-    """The skin of the average head right outside what is emptied of one scan.
+    """The skin of the average head where the skin of one scan is kept, close to what is emptied.
 
     points, normals: (R, 3) in voxels.  around: (R, `RIM_AROUND`) the points nearest to each.  between: (R, R)
     distances up to what `MEETING_WIDE` needs (sparse).
@@ -416,14 +425,24 @@ class Rim:
     outward: np.ndarray
 
     @classmethod
-    def of(cls, template: Template, region: np.ndarray) -> Rim:
-        """region: bool (A, S, L), what is emptied."""
-        from scipy.ndimage import binary_dilation
+    def of(
+        cls, template: Template, region: np.ndarray, depth: np.ndarray, values: Values, hidden: Values
+    ) -> tuple[Rim, np.ndarray]:
+        """The rim of a defaced scan, and where the kept skin lies there: `heights`. region: bool (A, S, L), what
+        is emptied.  depth: (A, S, L) voxels below the original skin.  values, hidden: as for `meeting`."""
+        from scipy.ndimage import binary_dilation, binary_erosion
         from scipy.spatial import cKDTree
 
         average, normal = template.skin
-        inner, outer = (binary_dilation(region, iterations=count) for count in RIM)
+        outer = binary_dilation(region, iterations=RIM[1])
+        inner = binary_erosion(region, iterations=RIM[0])
         points = np.argwhere(outer & ~inner & (average < 0) & (average > -1.01))
+        normals = unit(normal[:, *points.T].T)
+        found = _crossings(values, SKIN_LEVEL, points, normals, RIM_REACH, outermost=True)
+        at = points + np.nan_to_num(found)[:, None] * normals
+        cut = np.maximum(*(hidden(at + side * STEP * normals) for side in (-1, 1))) > HIDDEN
+        skin = np.isfinite(found) & ~cut & (trilinear(depth[None], at)[0] < SHALLOW)
+        points, normals, found = points[skin], normals[skin], found[skin]
         tree = cKDTree(points)
         widest, reach = MEETING_WIDE
         near = (average > -reach) & (average < RIM_REACH + 2) & binary_dilation(outer, iterations=2)
@@ -432,9 +451,9 @@ class Rim:
         distance, nearest = tree.query(at, _nearest(RIM_POINTS, len(points)))
         away = distance[:, :1]
         shares = np.exp(-0.5 * (distance**2 - away**2) / np.maximum(1.0, RIM_SPREAD * away) ** 2)
-        return cls(
+        rim = cls(
             points=points.astype(np.float64),
-            normals=unit(normal[:, *points.T].T),
+            normals=normals,
             around=tree.query(points, _nearest(RIM_AROUND, len(points)))[1],
             between=tree.sparse_distance_matrix(tree, 2.5 * widest, output_type="coo_matrix").tocsr(),
             voxels=np.flatnonzero(near)[: len(at)],
@@ -443,11 +462,17 @@ class Rim:
             away=away[:, 0].astype(np.float32),
             outward=unit(normal[:, *at.T].T).T.astype(np.float32),
         )
+        return rim, rim._agreed(found)
 
     def heights(self, image: np.ndarray) -> np.ndarray:
         """How far the skin of an image (A, S, L), -1..1, lies in front of the average skin at the points, in
         voxels (R,): NaN where there is none, and where it is not the skin, being off what is found around it."""
-        found = _crossings(_reader(image), SKIN_LEVEL, self.points, self.normals, RIM_REACH, outermost=True)
+        return self._agreed(
+            _crossings(reader(image), SKIN_LEVEL, self.points, self.normals, RIM_REACH, outermost=True)
+        )
+
+    def _agreed(self, found: np.ndarray) -> np.ndarray:
+        """Heights (R,) without those that are off what is found around them: NaN."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # nothing was found around
             off = np.abs(found - np.nanmedian(found[self.around], axis=1))
@@ -521,18 +546,18 @@ def heights(
     """How far along `outward` (N, 3) from the points `at` (N, 3) the image (A, S, L), -1..1, falls below
     `SKIN_LEVEL`, in voxels (N,): the crossing nearest to the point, NaN where there is none within `reach` or
     where it is not valid (bool, A, S, L)."""
-    height = _crossings(_reader(image), SKIN_LEVEL, at, outward, reach)
+    height = _crossings(reader(image), SKIN_LEVEL, at, outward, reach)
     seen = trilinear(valid.astype(np.float32)[None], at + np.nan_to_num(height)[:, None] * outward)[0] > 0.99
     return np.where(seen, height, np.nan)
 
 
-def _reader(image: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def reader(image: np.ndarray) -> Values:
     """What tells the values (M,) of an image (A, S, L) at points (M, 3) in voxels."""
     return lambda points: trilinear(image[None], points)[0]
 
 
 def _crossings(
-    values: Callable[[np.ndarray], np.ndarray],
+    values: Values,
     level: float,
     at: np.ndarray,
     outward: np.ndarray,

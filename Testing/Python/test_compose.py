@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 from RefaceCGANLib import Refacer, Volume
-from RefaceCGANLib.compose import STEEPEST, KeptSkin, _Painted, _with_tissue_of
+from RefaceCGANLib.compose import (
+    FACE_TO_AROUND,
+    QUANTILES,
+    STEEPEST,
+    Background,
+    KeptSkin,
+    _Painted,
+    _with_tissue_of,
+    defaced_readers,
+)
 from RefaceCGANLib.refacer import Prepared, WorkingScan
 from RefaceCGANLib.template import SKIN_LEVEL
 from torch import Tensor
@@ -80,28 +89,33 @@ def test_the_face_region_is_not_looked_at_for_the_kept_skin(refacer: Refacer, pr
     values = np.ascontiguousarray(anatomy.view.to_asl(prepared.original.array))
     noise = np.random.default_rng(0).permutation(values.ravel()).reshape(values.shape)
     one, two = (
-        KeptSkin.measure(array, anatomy, prepared.scale, working.meeting, working.to_native)
+        defaced_readers(array, anatomy, prepared.scale, working.to_native)[0]
         for array in (values, np.where(anatomy.face_region, noise, values))
     )
-    assert np.array_equal(one.heights, two.heights, equal_nan=True)
-    assert one.fall == two.fall
+    first, second = (KeptSkin.measure(read, -0.8, working.meeting) for read in (one, two))
+    assert np.array_equal(first.heights, second.heights, equal_nan=True)
+    assert first.fall == second.fall
 
 
-def test_tissue_gets_as_bright_as_it_is_around_the_region() -> None:
+def test_tissue_gets_as_bright_as_it_is_in_a_face_with_such_tissue_around() -> None:
     random = np.random.default_rng(0)
-    scan = torch.from_numpy(random.normal(0.0, 0.2, (40, 40, 40)).clip(-0.5, 0.9).astype(np.float32))
-    region = torch.zeros(scan.shape, dtype=torch.bool)
-    region[:20] = True
-    dull = torch.from_numpy(random.normal(-0.1, 0.1, scan.shape).clip(-0.5, 0.9).astype(np.float32))
-    dull[:5] = -0.8  # air
-    bright = _with_tissue_of(torch.where(region, -1.0, scan), dull, region)
-    wanted, got = (np.percentile(part.numpy(), [10, 50, 90]) for part in (scan[20:24], bright[5:20]))
-    assert np.abs(wanted - got).max() < 0.02
-    assert torch.allclose(bright[:5], dull[:5])
+    around = random.normal(0.0, 0.2, 20000).clip(-0.5, 0.9).astype(np.float32)
+    dull = random.normal(-0.1, 0.1, 20000).clip(-0.5, 0.9).astype(np.float32)
+    air = np.full(5000, -0.8, np.float32)
+    bright = _with_tissue_of(around, np.concatenate([air, dull]))
+    wanted = (np.quantile(around, QUANTILES) + 1) * FACE_TO_AROUND - 1
+    assert np.abs(wanted - np.quantile(bright[5000:], QUANTILES)).max() < 0.02
+    assert np.allclose(bright[:5000], air)
 
 
 def test_a_little_tissue_tells_nothing_of_brightness() -> None:
-    face = torch.zeros(20, 20, 20)
-    region = torch.zeros(face.shape, dtype=torch.bool)
-    region[10, 10, 10] = True
-    assert _with_tissue_of(torch.ones_like(face), face, region) is face
+    values = np.zeros(5000, np.float32)
+    assert _with_tissue_of(np.ones(500, np.float32), values) is values
+
+
+def test_tissue_around_is_not_that_of_the_face(prepared: Prepared) -> None:
+    values = np.ascontiguousarray(prepared.anatomy.view.to_asl(prepared.original.array))
+    emptied = np.where(prepared.anatomy.face_region, 0, values).astype(np.float32)
+    one, two = (Background.measure(array, prepared.anatomy).around for array in (values, emptied))
+    assert np.array_equal(one, two)
+    assert np.count_nonzero(prepared.scale.normalise(one) > SKIN_LEVEL) > 1000

@@ -17,8 +17,10 @@ from RefaceCGANLib.grid import (
     sample,
     sample_at,
     shift,
+    smooth,
 )
 from RefaceCGANLib.volume import Volume
+from scipy import ndimage
 
 ORIENTATIONS = [
     (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
@@ -108,9 +110,7 @@ def test_sampling_at_indices_is_sampling_through_the_matrix_that_leads_there():
     grid = np.stack([*np.meshgrid(*map(np.arange, shape), indexing="ij"), np.ones(shape)])
     index = torch.from_numpy(np.tensordot(matrix[:3], grid, 1).astype(np.float32))
     for outside in ("zeros", "border"):
-        assert torch.allclose(
-            sample_at(source, index, outside), sample(source, matrix, shape, outside), atol=1e-5
-        )
+        assert torch.allclose(sample_at(source, index, outside), sample(source, matrix, shape, outside), atol=1e-5)
 
 
 def test_finer_keeps_voxel_borders_and_straight_lines():
@@ -122,3 +122,11 @@ def test_finer_keeps_voxel_borders_and_straight_lines():
     wanted = at[:, None, None] + 2 * at[None, :, None] - at[None, None, :]
     inner = (slice(4, -4),) * 3
     assert torch.allclose(fine[inner], wanted[inner], atol=1e-4)
+
+
+def test_smooth_is_a_gaussian_that_is_mirrored_at_the_borders():
+    image = np.random.default_rng(0).random((9, 20, 13), np.float32)
+    for sigma in (0.5, 2.5):
+        smoothed = smooth(torch.from_numpy(image), sigma).numpy()
+        assert np.allclose(smoothed, ndimage.gaussian_filter(image, sigma), atol=1e-5)
+    assert smooth(torch.ones((4, 5, 6), dtype=torch.bool), 1.0).dtype == torch.float32

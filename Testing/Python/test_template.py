@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from RefaceCGANLib.compose import PIT, with_skin_of
+from RefaceCGANLib.grid import solid
 from RefaceCGANLib.models import Model
-from RefaceCGANLib.template import COVER_MM, EDGE_MM, SKIN_LEVEL, Meeting, Template, warp
+from RefaceCGANLib.template import CLEFT, COVER_MM, EDGE_MM, SKIN_LEVEL, Meeting, Template, reader, warp
 from RefaceCGANLib.training.template import WORKING_SPANS, _placements
 
 
@@ -25,8 +26,17 @@ def average(template: Template) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def meeting(template: Template, average: np.ndarray) -> Meeting:
-    scan = np.where(template.face_region, -1.0, average).astype(np.float32)
-    return template.meeting(scan, template.face_region, average > SKIN_LEVEL, np.ones(average.shape, bool))
+    return meeting_of(template, average, template.face_region)
+
+
+def meeting_of(
+    template: Template, head: np.ndarray, region: np.ndarray, seen: np.ndarray | None = None
+) -> Meeting:
+    """What a face has to meet on a head (A, S, L), -1..1, of which `region` is emptied."""
+    defaced = np.where(region, -1.0, head).astype(np.float32)
+    inside = solid(torch.from_numpy(head > SKIN_LEVEL), CLEFT).numpy()
+    all_seen = np.ones(head.shape, bool)
+    return template.meeting(region, inside, all_seen if seen is None else seen, reader(defaced), reader(region))
 
 
 def test_the_average_face_need_not_move_to_meet_the_average_head(meeting: Meeting) -> None:
@@ -60,8 +70,7 @@ def test_a_face_comes_to_cover_what_lies_under_it(template: Template, meeting: M
 def test_a_face_stays_in_the_field_of_view(template: Template, average: np.ndarray) -> None:
     tip = int(np.argwhere(average > SKIN_LEVEL)[:, 0].max())
     seen = np.broadcast_to((np.arange(average.shape[0]) <= tip + 2)[:, None, None], average.shape)
-    scan = np.where(template.face_region, -1.0, average).astype(np.float32)
-    meeting = template.meeting(scan, template.face_region, average > SKIN_LEVEL, seen)
+    meeting = meeting_of(template, average, template.face_region, seen)
     sticking_out = next(
         code
         for code in np.random.default_rng(0).standard_normal((50, template.modes_count))
@@ -108,22 +117,60 @@ def test_placements_turn_the_chin_and_the_brow_to_opposite_sides() -> None:
 def test_pits_of_a_generated_face_are_closed_and_ears_left_alone() -> None:
     a, s, length = np.ogrid[:40, :40, :40]
     inside = (a - 15) ** 2 + (s - 20) ** 2 + (length - 20) ** 2 < 12**2
-    ear = (abs(a - 15) < 4) & (abs(s - 20) < 5) & (length >= 31) & (length < 36) & (abs(a - 15) < 2)
-    prior = torch.from_numpy(np.where(inside | ear, 0.3, -1.0).astype(np.float32))
+    ear = (abs(a - 15) < 2) & (abs(s - 20) < 5) & (length >= 31) & (length < 38)
+    hollow = ear & (abs(s - 20) < 2) & (length >= 33) & (length < 36)
+    prior = torch.from_numpy(np.where(inside | (ear & ~hollow), 0.3, -1.0).astype(np.float32))
     pit = (abs(s - 20) < 2) & (abs(length - 20) < 2) & (a > 16)
-    face = torch.where(torch.from_numpy(pit & inside | ear), torch.tensor(-1.0), prior)
+    face = torch.where(torch.from_numpy(pit & inside), torch.tensor(-1.0), prior)
     region = torch.from_numpy(np.broadcast_to(a > 5, inside.shape).copy())
     mended = with_skin_of(prior, face, torch.full_like(face, -1.0), region)
     depth = 26 - int(np.flatnonzero(mended[:, 20, 20].numpy() > SKIN_LEVEL).max())
     assert depth <= PIT + 2
-    assert (mended[torch.from_numpy(ear & ~inside)] < SKIN_LEVEL).float().mean() > 0.7
+    assert (mended[torch.from_numpy(hollow)] < SKIN_LEVEL).float().mean() > 0.7
 
 
 def test_a_region_without_skin_has_nothing_to_meet(template: Template) -> None:
     deep = np.zeros(template.mean.shape, bool)
     deep[40, 50, 48] = True
-    scan = np.where(deep, -1.0, template.mean).astype(np.float32)
-    meeting = template.meeting(scan, deep, template.head, np.ones(deep.shape, bool))
+    meeting = meeting_of(template, template.mean, deep)
     assert len(meeting.kept) == 0
     assert not meeting.led_on(meeting.kept).any()
     assert meeting.fall(lambda points: np.zeros(len(points), np.float32)) == 0
+
+
+def test_skin_is_met_where_the_region_ends_in_the_air_above_it(
+    template: Template, average: np.ndarray, meeting: Meeting
+) -> None:
+    """The head lies deeper than the average one, so that the region reaches over skin that is kept."""
+    sunken = np.roll(average, -3, axis=0)
+    above = template.face_region & (template.skin[0] > -1.5)
+    found = meeting_of(template, sunken, above)
+    front = found.rim.normals[:, 0] > 0.9
+    over = above[*found.rim.points[front].astype(int).T]
+    assert over.sum() > 20
+    assert np.nanpercentile(np.abs(found.kept[front][over] + 3), 95) < 1.0  # voxels; normals are not all along A
+
+
+def test_bone_that_is_kept_under_the_emptied_face_is_no_skin(template: Template, average: np.ndarray) -> None:
+    deep = template.skin[0] < -4  # kept: what lies deeper is bright, and dark above that
+    head = np.where((template.skin[0] > -5) & (template.skin[0] < -3), -0.9, average)
+    region = template.face_region & ~deep
+    found = meeting_of(template, head, region)
+    assert np.nanmin(found.kept) > -2.5
+
+
+def test_generated_skin_is_not_torn_nor_does_tissue_hang_in_front_of_it() -> None:
+    """Dark spots in generated skin stay skin; where the prior has air, there is none."""
+    a, s, length = np.ogrid[:40, :40, :40]
+    away = np.sqrt((a - 15) ** 2 + (s - 20) ** 2 + (length - 20) ** 2)
+    prior = torch.from_numpy((1.2 / (1 + np.exp((away - 12) / 0.6)) - 1).astype(np.float32))
+    random = np.random.default_rng(0)
+    torn = torch.from_numpy(random.choice([-1.0, 0.0, 0.6], prior.shape, p=[0.15, 0.7, 0.15]).astype(np.float32))
+    face = torch.where((prior > -0.98), torch.maximum(prior, torn) * (torn > -1) + torn * (torn == -1), prior)
+    region = torch.from_numpy(np.broadcast_to(a > 5, prior.shape).copy())
+    mended = with_skin_of(prior, face, torch.full_like(face, -1.0), region)
+    front = torch.from_numpy(np.broadcast_to(a > 15, prior.shape).copy())
+    below, ahead = (torch.from_numpy((away < 10) & (away > 8)) & front, torch.from_numpy(away > 15) & front)
+    assert (face[below] < SKIN_LEVEL).float().mean() > 0.1
+    assert not (mended[below] < SKIN_LEVEL).any()
+    assert not (mended[ahead] > SKIN_LEVEL).any()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..grid import dilate, solid
-from ..template import CLEFT, SKIN_LEVEL, Template, warp
+from ..template import CLEFT, SKIN_LEVEL, Template, reader, warp
 from .anatomy import random_field, removed_face, rotation
 
 
@@ -141,7 +141,9 @@ def example(head: WorkingHead, template: Template, rng: np.random.Generator) -> 
     if not emptied_elsewhere:
         emptied = torch.where(region, torch.full_like(seen[0, 0], -1.0), seen[0, 0])
         head_solid = solid((natural[0, 0] > SKIN_LEVEL) | ~valid, CLEFT)
-        meeting = template.meeting(emptied.numpy(), region.numpy(), head_solid.numpy(), valid.numpy())
+        meeting = template.meeting(
+            region.numpy(), head_solid.numpy(), valid.numpy(), reader(emptied.numpy()), reader(region.numpy())
+        )
         shift = meeting.shift
     rough = rng.standard_normal(len(template.relief_modes)) * float(rng.choice([0.0, NO_RELIEF]))
     heights = head.relief[mirrored].astype(np.float32) + rough.astype(np.float32) @ template.relief_modes
