@@ -260,7 +260,10 @@ class Refacer:
         if "prior" in card["condition"]:
             template = self._cropped_template
             level = float(scale.normalise(np.array([anatomy.skin]))[0])
-            head = solid(original > level + 1.0, CLEFT)
+            head = original > level + 1.0
+            if anatomy.already_defaced:  # what the head was like there, the average head tells
+                head |= inside & torch.from_numpy(template.head)
+            head = solid(head, CLEFT)
             in_view = seen.numpy() > 0.99
             defaced_values, hidden = defaced_readers(values, anatomy, scale, to_native)
             meeting = template.meeting(inside.numpy(), head.numpy(), in_view, defaced_values, hidden)

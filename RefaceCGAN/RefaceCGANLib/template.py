@@ -430,6 +430,7 @@ class Rim:
     ) -> tuple[Rim, np.ndarray]:
         """The rim of a defaced scan, and where the kept skin lies there: `heights`. region: bool (A, S, L), what
         is emptied.  depth: (A, S, L) voxels below the original skin.  values, hidden: as for `meeting`."""
+        import torch
         from scipy.ndimage import binary_dilation, binary_erosion
         from scipy.spatial import cKDTree
 
@@ -447,8 +448,9 @@ class Rim:
         widest, reach = MEETING_WIDE
         near = (average > -reach) & (average < RIM_REACH + 2) & binary_dilation(outer, iterations=2)
         near = near[(slice(None, None, RIM_GRID),) * 3]
-        at = RIM_GRID * np.argwhere(near) if len(points) else np.zeros((0, 3), int)
-        distance, nearest = tree.query(at, _nearest(RIM_POINTS, len(points)))
+        near[near] = tree.query(RIM_GRID * np.argwhere(near), distance_upper_bound=reach)[0] < reach
+        at, threads = RIM_GRID * np.argwhere(near), torch.get_num_threads()
+        distance, nearest = tree.query(at, _nearest(RIM_POINTS, len(points)), workers=threads)
         away = distance[:, :1]
         shares = np.exp(-0.5 * (distance**2 - away**2) / np.maximum(1.0, RIM_SPREAD * away) ** 2)
         rim = cls(
@@ -456,7 +458,7 @@ class Rim:
             normals=normals,
             around=tree.query(points, _nearest(RIM_AROUND, len(points)))[1],
             between=tree.sparse_distance_matrix(tree, 2.5 * widest, output_type="coo_matrix").tocsr(),
-            voxels=np.flatnonzero(near)[: len(at)],
+            voxels=np.flatnonzero(near),
             nearest=nearest,
             shares=(shares / shares.sum(axis=1, keepdims=True)).astype(np.float32),
             away=away[:, 0].astype(np.float32),
