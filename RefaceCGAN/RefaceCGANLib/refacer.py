@@ -12,11 +12,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +45,9 @@ LIKENESS = -0.35
 """Correlation of a drawn face's shape with the original's, beyond the average face's, that is not exceeded."""
 DRAWS, FITS = 50, 6
 """Faces drawn at most to find one that is not like the original, and of those made to fit the head."""
+
+AT_ONCE = 2
+"""Candidates that are in work at a time."""
 
 Progress = Callable[[str, float], None]
 """Called with the stage and how much of the whole is done (0..1); may raise Cancelled."""
@@ -141,6 +147,7 @@ class Refacer:
     def __init__(self, model: Model, device: torch.device) -> None:
         self.model, self.device = model, device
         self.warnings: list[str] = []
+        self._generating = Lock()
 
     @classmethod
     def from_pretrained(
@@ -345,12 +352,20 @@ class Refacer:
         return Result(refaced, seed, checks, report, prepared, composed.air_mask)
 
     def candidates(self, scan: Volume | Result, seeds: list[int], **options: Any) -> Iterator[Result]:
-        """Several faces for one scan, one for each seed; anatomy and defacing are done once."""
-        base: Volume | Result = scan
-        for seed in seeds:
-            result = self.reface(base, seed=seed, **options)
-            yield result
-            base = result
+        """Several faces for one scan, one for each seed, in the order of the seeds. Anatomy and defacing are done
+        once, and one face is generated while another is composed."""
+        if isinstance(scan, Volume):
+            prepared = self.prepare(scan, options.get("defaced", "auto"))
+        else:
+            prepared = scan.prepared
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            drawn: deque[Future[Result]] = deque()
+            for seed in seeds:
+                drawn.append(pool.submit(self.reface, prepared, seed, **options))
+                if len(drawn) == AT_ONCE:
+                    yield drawn.popleft().result()
+            while drawn:
+                yield drawn.popleft().result()
 
     def draw(self, prepared: Prepared, seed: int, dropout: float) -> Tensor:
         """Generate one face on the working grid: (A, S, L), -1..1, the whole block, not yet composed."""
@@ -368,10 +383,10 @@ class Refacer:
         generator = self.model.generator
         for device in dict.fromkeys([self.device, torch.device("cpu")]):
             source = torch.Generator().manual_seed(seed)
-            generator.set_dropout(dropout, source)
             try:
-                generator.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-                with torch.inference_mode(), bfloat16(device):
+                with self._generating, torch.inference_mode(), bfloat16(device):
+                    generator.set_dropout(dropout, source)
+                    generator.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
                     face = tiling.apply(
                         lambda block, device=device: generator(  # type: ignore[misc]
                             block.to(device, memory_format=torch.channels_last_3d)
