@@ -37,8 +37,9 @@ ROW, SEEDS = 600, (11, 5, 8)
 
 def wait(what: str, is_there: Callable[[], bool], began: float) -> None:
     """Let the application live until something is there, and say how long it took since `began`."""
+    application = qt_stand_ins.application()
     while not is_there():
-        qt_stand_ins.application().processEvents()
+        application.processEvents()
         time.sleep(0.005)
         assert time.monotonic() - began < 120, what
     print(f"{what}: {time.monotonic() - began:.1f} s")
