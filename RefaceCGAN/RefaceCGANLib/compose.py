@@ -43,6 +43,8 @@ SKIN_DEPTH = 3
 """Working-grid voxels from the air around the head in which edges are the skin's."""
 TISSUE_SIGMA = 1.5
 """Working-grid voxels; the reach of the local tissue intensity that the skin's edge rises to."""
+GRAIN = 3.0
+"""Noise fades into the air at the skin's edge by so many times the intensity over the local tissue's."""
 ROW_POINTS = 4096
 """Points that are read at once; the cores share what is more."""
 AROUND, QUANTILES = 4, (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
@@ -170,7 +172,7 @@ def compose(
     air = values < 2 * AIR - 1
     values = scale.restore(values)
     grain = _grain(shape, background.blur, rng)[inside] * background.noise
-    grain *= np.clip(3.0 * fraction, 0.0, 1.0)
+    grain *= np.clip(GRAIN * fraction, 0.0, 1.0)
     signal = values - scale.low
     quiet = rng.choice(background.air, size=values.shape)
     magnitude = np.abs(signal + grain) + scale.low
@@ -295,7 +297,7 @@ def _without_seam(face: Tensor, original: Tensor, region: Tensor) -> Tensor:
     import torch
 
     band = dilate(region, 2) & ~region & (original > SKIN_LEVEL) & (face > SKIN_LEVEL)
-    correction = smooth((original - face) * band, SEAM_SIGMA) / smooth(band, SEAM_SIGMA).clamp(0.02)
+    correction = _mean_within(band, original - face, SEAM_SIGMA, 0.02)
     tissue = ((face + 1) / 0.5).clamp(0, 1)  # air stays air
     return torch.where(region, (face + correction * tissue).clamp(-1, 1), face)
 
@@ -313,8 +315,13 @@ def _connected(tissue: Tensor) -> Tensor:
 
 def _tissue_level(face: Tensor, head: Tensor) -> Tensor:
     """Local intensity of the tissue at and around each voxel, -1..1: what the skin's edge rises to."""
-    inner = head & (face > SKIN_LEVEL)
-    return smooth(inner * (face + 1), TISSUE_SIGMA) / smooth(inner, TISSUE_SIGMA).clamp(1e-3) - 1
+    return _mean_within(head & (face > SKIN_LEVEL), face + 1, TISSUE_SIGMA, 1e-3) - 1
+
+
+def _mean_within(mask: Tensor, image: Tensor, sigma: float, least: float) -> Tensor:
+    """Local mean of an image (A, S, L) over the voxels of a mask, by a Gaussian; it fades to 0 where less than the
+    share `least` of what is near is in the mask."""
+    return smooth(mask * image, sigma) / smooth(mask, sigma).clamp(least)
 
 
 def _soft(mask: Tensor) -> Tensor:

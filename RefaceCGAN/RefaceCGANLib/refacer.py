@@ -355,7 +355,7 @@ class Refacer:
         """Several faces for one scan, one for each seed, in the order of the seeds. Anatomy and defacing are done
         once, and one face is generated while another is composed."""
         if isinstance(scan, Volume):
-            prepared = self.prepare(scan, options.get("defaced", "auto"))
+            prepared = self.prepare(scan, options.get("defaced", "auto"), options.get("progress"))
         else:
             prepared = scan.prepared
         with ThreadPoolExecutor(AT_ONCE) as pool:

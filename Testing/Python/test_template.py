@@ -138,9 +138,7 @@ def test_a_region_without_skin_has_nothing_to_meet(template: Template) -> None:
     assert meeting.fall(lambda points: np.zeros(len(points), np.float32)) == 0
 
 
-def test_skin_is_met_where_the_region_ends_in_the_air_above_it(
-    template: Template, average: np.ndarray, meeting: Meeting
-) -> None:
+def test_skin_is_met_where_the_region_ends_in_the_air_above_it(template: Template, average: np.ndarray) -> None:
     """The head lies deeper than the average one, so that the region reaches over skin that is kept."""
     sunken = np.roll(average, -3, axis=0)
     above = template.face_region & (template.skin[0] > -1.5)
