@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .anatomy import Anatomy
+from .anatomy import SPACING, Anatomy
 from .grid import bounding_box, dilate, erode, finer, sample_at, shift, smooth, solid
 from .intensity import IntensityScale
 from .template import CLEFT, SKIN_LEVEL, Meeting, Values, trilinear
@@ -26,19 +26,24 @@ if TYPE_CHECKING:
 AIR = 0.12
 """Fraction of the way from air to the brightest tissue under which generated voxels are air (the paper:
 values below 3 of 255; ours is relative to the scan's own scale and finer, as the skin is sharpened afterwards)."""
-STEEPEST = 3.0
+STEEPEST = 4.0
 """The skin is made this many times steeper at most; the working grid and resampling blur it."""
+STEEPENED = 3
+"""Rounds in which that is found, as part of it is lost between the voxels of the native grid."""
 PIT = 2
 """Working-grid voxels that the skin of a face may lie below that of its prior."""
+LID = 2
+"""Working-grid voxels of skin over kept air that would lie open, as the cells beside the nose do."""
 THICK = 3
 """Working-grid voxels: half the width of what is too thin for pits, such as ears."""
-SMOOTH = 0.5
-"""Working-grid voxels; standard deviation of the smoothing of what the generator changed at the skin."""
+CHANGED, SMOOTH = 0.3, 0.5
+"""How much of what the generator changes at the skin stays, and the standard deviation of the smoothing of that in
+working-grid voxels. Where the shape is far from the average, generators narrow the mouth and draw folds."""
 DARKER, BRIGHTER, BRIGHTNESS_SIGMA = 0.65, 1.8, 5.0
 """Generated skin is at least and at most so many times as bright as its prior's, whose brightness is the face's
 within so many working-grid voxels: skin that is darker looks torn, and what is brighter lies in front of it."""
 FOOT = 3
-"""Working-grid voxels from kept tissue in which generated skin may be anything, as it has to match that."""
+"""Working-grid voxels from kept tissue in which the generator draws the skin alone, as it has to match that."""
 SKIN_DEPTH = 3
 """Working-grid voxels from the air around the head in which edges are the skin's."""
 TISSUE_SIGMA = 1.5
@@ -47,6 +52,11 @@ GRAIN = 3.0
 """Noise fades into the air at the skin's edge by so many times the intensity over the local tissue's."""
 ROW_POINTS = 4096
 """Points that are read at once; the cores share what is more."""
+AIR_MM, AIR_SAMPLES = (4, 6, 8, 12, 16, 24, 32, 48), 100
+"""The distances from tissue between which air is as noisy as the scan's own, if there are so many samples of it:
+the nearer to the head, the more of its signal is in the air."""
+AWAY_GRID = 2
+"""The distance to the head is worked out on a grid so many times coarser than the working grid."""
 AROUND, QUANTILES = 4, (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
 """Voxels, of some 2 mm, around the region, less than the brain is away, whose tissue tells how bright that of the
 face is to be, and the quantiles that are carried over."""
@@ -60,10 +70,11 @@ SEAM_SIGMA = 2.5
 class Background:
     """What the scan looks like where there is no signal, and how bright and noisy tissue is, in real values.
 
-    air, around: samples of its air voxels, and of the voxels around the face region.  noise: standard deviation in
-    tissue.  blur: in voxels, that white noise needs for neighbouring voxels to agree as those do."""
+    air: samples of its air voxels, one array for each of the distances from tissue that `AIR_MM` parts.  around:
+    of the voxels around the face region.  noise: standard deviation in tissue.  blur: in voxels, that white noise
+    needs for neighbouring voxels to agree as those do."""
 
-    air: np.ndarray
+    air: tuple[np.ndarray, ...]
     around: np.ndarray
     noise: float
     blur: float
@@ -72,12 +83,19 @@ class Background:
     def measure(cls, values: np.ndarray, anatomy: Anatomy) -> Background:
         """Read them off the scan outside the face region. values: native (A, S, L)."""
         import torch
+        from scipy.ndimage import distance_transform_edt
 
         step = tuple(slice(None, None, max(1, length // 96)) for length in values.shape)
         some, region = values[step], anatomy.face_region[step]
-        air = some[(some < 0.5 * anatomy.skin) & ~region]
-        if air.size < 100:
-            air = np.array([values.min()], dtype=np.float32)
+        quiet = some < 0.5 * anatomy.skin
+        spacing = np.multiply(anatomy.view.spacing, [span.step for span in step])
+        away = np.digitize(distance_transform_edt(quiet, spacing), AIR_MM)
+        quiet &= ~region
+        quiet[: int(np.argmax(region.any(axis=(1, 2))))] = False  # behind the face ghosts and clothes differ
+        air = [np.array([values.min()], dtype=np.float32)]
+        for ring in range(len(AIR_MM) + 1):
+            there = some[quiet & (away == ring)]
+            air.append(there.astype(np.float32) if there.size >= AIR_SAMPLES else air[-1])
         inside = [int(length // 2) for length in values.shape]
         spot = (
             np.argwhere(anatomy.brain_mask[:: max(1, values.shape[0] // 64)]).mean(axis=0)
@@ -91,7 +109,7 @@ class Background:
         )
         noise, blur = _noise(values[box], anatomy.brain_mask[box])
         around = some[dilate(torch.from_numpy(region), AROUND).numpy() & ~region]
-        return cls(air=air.astype(np.float32), around=around.astype(np.float32), noise=noise, blur=blur)
+        return cls(air=tuple(air[1:]), around=around.astype(np.float32), noise=noise, blur=blur)
 
 
 def _noise(block: np.ndarray, brain: np.ndarray) -> tuple[float, float]:
@@ -164,7 +182,8 @@ def compose(
     inside = anatomy.face_region[box]
     to_working = np.linalg.inv(working.to_native) @ shift(*[span.start for span in box])
     at = (np.argwhere(inside) @ to_working[:3, :3].T + to_working[:3, 3]).astype(np.float32)
-    values, local = _Painted.of(face, working).at(at)
+    painted = _Painted.of(face, working)
+    values, local = painted.at(at)
     fraction = values / np.maximum(local, 1e-3)
     values -= 1.0  # beyond the working grid there is air
     values = _with_tissue_of(scale.normalise(background.around), values)
@@ -174,7 +193,12 @@ def compose(
     grain = _grain(shape, background.blur, rng)[inside] * background.noise
     grain *= np.clip(GRAIN * fraction, 0.0, 1.0)
     signal = values - scale.low
-    quiet = rng.choice(background.air, size=values.shape)
+    away = _read(painted.away[None], np.clip(at / AWAY_GRID, 0, np.array(painted.away.shape) - 1))[0]
+    ring = np.digitize(away, AIR_MM)
+    quiet = np.zeros_like(values)
+    for where, samples in enumerate(background.air):
+        there = air & (ring == where)
+        quiet[there] = rng.choice(samples, size=np.count_nonzero(there))
     magnitude = np.abs(signal + grain) + scale.low
     values = np.where(
         air, np.maximum(quiet, np.where(signal > 0.02 * (scale.high - scale.low), magnitude, 0)), magnitude
@@ -189,17 +213,20 @@ class _Painted:
     """A face at any point of the working grid, as it is to be on the native grid.
 
     fine: (1, 2A, 2S, 2L), the face on half the spacing, and coarse: (2, A, S, L), the local tissue intensity and
-    how near the skin is (0..1); intensities from 0 (air) to 2.  moves: (3, A, S, L) voxels, displacement by which
-    its skin meets the kept skin.  steep: how many times its skin gets steeper."""
+    how near the skin is (0..1); intensities from 0 (air) to 2.  away: mm from the head, on a grid `AWAY_GRID`
+    times coarser.  moves: (3, A, S, L) voxels, displacement by which its skin meets the kept skin.  steep: how
+    many times its skin gets steeper."""
 
     fine: Tensor
     coarse: Tensor
+    away: Tensor
     moves: Tensor
     steep: float = 1.0
 
     @classmethod
     def of(cls, face: Tensor, working: WorkingScan) -> _Painted:
         import torch
+        from scipy.ndimage import distance_transform_edt
 
         meeting, kept = working.meeting, working.kept
         face = _without_seam(face, working.scan, working.region)
@@ -208,14 +235,16 @@ class _Painted:
         face = torch.where(specks, torch.full_like(face, -1.0), face)
         skin = _soft(dilate(~solid(head, CLEFT), SKIN_DEPTH))
         coarse = torch.stack([_tissue_level(face, head) + 1.0, skin])
-        painted = cls(finer(face[None]) + 1.0, coarse, torch.zeros(3, *face.shape))
+        away = distance_transform_edt(~head[(slice(None, None, AWAY_GRID),) * 3].numpy(), AWAY_GRID * SPACING)
+        painted = cls(finer(face[None]) + 1.0, coarse, torch.from_numpy(away).float(), torch.zeros(3, *face.shape))
         if meeting is None or kept is None:
             return painted
         # first as the working grid shows both skins, then, once they are equally steep, as the native grid does
         missed = meeting.kept - meeting.rim.heights(face.numpy())
         painted = replace(painted, moves=meeting.led_on(missed))
-        steep = kept.fall / max(meeting.fall(painted.normalised), 1e-3)
-        painted = replace(painted, steep=float(np.clip(steep, 1.0, STEEPEST)))
+        for _ in range(STEEPENED):
+            steep = painted.steep * kept.fall / max(meeting.fall(painted.on_grid(working.to_native)), 1e-3)
+            painted = replace(painted, steep=float(np.clip(steep, 1.0, STEEPEST)))
         missed = kept.heights - meeting.from_kept(painted.normalised, kept.level)
         return replace(painted, moves=painted.moves + meeting.led_on(missed))
 
@@ -233,6 +262,21 @@ class _Painted:
         painted[edge] += np.minimum(near[edge], 1) * (steeper - part)
         return painted, local
 
+    def on_grid(self, to_native: np.ndarray) -> Values:
+        """What tells the intensity, -1..1, at points (M, 3) in voxels of this grid as the native one shows it,
+        between its voxels. to_native: (4, 4)."""
+        back = np.linalg.inv(to_native)
+
+        def values(points: np.ndarray) -> np.ndarray:
+            at = points @ to_native[:3, :3].T + to_native[:3, 3]
+            first = np.floor(at)
+            corners = [first + corner for corner in np.ndindex(2, 2, 2)]
+            read = self.normalised(np.concatenate(corners) @ back[:3, :3].T + back[:3, 3]).reshape(8, -1)
+            shares = np.stack([(1 - np.abs(at - corner)).prod(axis=1) for corner in corners])
+            return np.asarray((shares * read).sum(axis=0))
+
+        return values
+
     def normalised(self, points: np.ndarray) -> np.ndarray:
         """The intensity (N,) at points (N, 3), -1..1."""
         return self.at(points)[0] - 1.0
@@ -249,35 +293,38 @@ def _read(images: Tensor, points: np.ndarray) -> np.ndarray:
     return np.asarray(values.reshape(len(images), -1)[:, : len(points)].numpy())
 
 
-def with_skin_of(prior: Tensor, face: Tensor, scan: Tensor, region: Tensor) -> Tensor:
+def with_skin_of(prior: Tensor, face: Tensor, scan: Tensor, region: Tensor, inner: Tensor) -> Tensor:
     """A generated face (A, S, L), -1..1, whose skin is that of its prior but for what changed smoothly and little,
     and lies at most `PIT` voxels below it.
 
     prior: the average head the face was made of; its skin is smooth, and has no gaps where those of the training
     heads do: from dental work, or as thin tissue lies on the skull.  scan: the defaced scan, region: bool, what
-    was emptied."""
+    was emptied, inner: bool, what lay below the original skin."""
     import torch
     from scipy import ndimage
 
     outer = ~solid(prior > SKIN_LEVEL, CLEFT)
     near = _soft(dilate(outer, SKIN_DEPTH))
-    skin = prior + 1 + smooth(face - prior, SMOOTH)
+    inside = _soft(erode(region, FOOT))
+    skin = prior + 1 + (1 - (1 - CHANGED) * inside) * smooth(face - prior, SMOOTH)
     tissue = region & ~outer
     drawn, wanted = (smooth(tissue * (image + 1), BRIGHTNESS_SIGMA) for image in (face, prior))
     like = drawn / wanted.clamp(1e-3) * (prior + 1)
     bounded = torch.minimum(torch.maximum(skin, DARKER * like), BRIGHTER * like + AIR)
-    skin = skin + _soft(erode(region, FOOT)) * (bounded - skin) - 1
+    skin = skin + inside * (bounded - skin) - 1
     face = torch.where(region, face + near * (skin - face), face)
     air = torch.where(region, face, scan) < SKIN_LEVEL
     labels, _ = ndimage.label(air.numpy())
     outside = torch.from_numpy((labels == labels[-1].max()) & air.numpy())
     thick = dilate(erode(~outer, THICK), THICK)  # not ears
-    pits = outside & region & erode(thick, PIT)
+    opened = outside & ~region & inner & thick & dilate(outside & region, 1)
+    lid = region & dilate(opened, LID)
+    pits = (outside & region & erode(thick, PIT)) | lid
     if not pits.any():
         return face
     level = _tissue_level(face, ~air)
     least = (level + 1) * _soft(dilate(pits, 1)) - 1
-    return torch.where(region & ~outer, torch.maximum(face, least), face)
+    return torch.where(region & (~outer | lid), torch.maximum(face, least), face)
 
 
 def _with_tissue_of(around: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from .anatomy import SPACING, Anatomy, bfloat16, locate
 from .checks import Check, check, enforce
 from .compose import Background, KeptSkin, compose, defaced_readers, with_skin_of
 from .errors import InputError
-from .grid import AslView, axes_matrix, dilate, resample_axes, sample, solid
+from .grid import AslView, axes_matrix, dilate, erode, resample_axes, sample, solid
 from .intensity import RING_MM, IntensityScale
 from .models import DEFAULT, Model
 from .template import CLEFT, Meeting, Template
@@ -46,6 +46,9 @@ LIKENESS = -0.35
 DRAWS, FITS = 50, 6
 """Faces drawn at most to find one that is not like the original, and of those made to fit the head."""
 
+INNER = 2
+"""Working-grid voxels below the original skin from which on a voxel was surely within the head."""
+
 AT_ONCE = 2
 """Candidates that are in work at a time."""
 
@@ -58,13 +61,15 @@ class WorkingScan:
     """One scan as the generator sees it, before any face is drawn.
 
     scan, region: (A, S, L) on the working grid: the defaced scan, -1..1, and the face region (bool).
+    inner: bool (A, S, L), what lay `INNER` voxels below the original skin.
     meeting, kept: what the face has to meet, on the working and on the native grid; own: (N,) mm, how far the
-    original skin lies in front of the average skin (`Template.heights`), which the face must not be like; all None
-    where there is no average face to start from.
+    original skin lies in front of the average skin (`Template.heights`), which the face must not be like.  These
+    and `inner` are None where there is no average face to start from.
     to_native: (4, 4) working-grid index -> native ASL index."""
 
     scan: Tensor
     region: Tensor
+    inner: Tensor | None
     meeting: Meeting | None
     kept: KeptSkin | None
     own: np.ndarray | None
@@ -263,7 +268,7 @@ class Refacer:
         defaced, original, seen = sample(torch.from_numpy(np.stack(scans)), to_small, shape)
         inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > 0.25
         scan = torch.where(inside, torch.full_like(defaced, -1.0), defaced - 1.0)
-        meeting = own = kept = None
+        inner = meeting = own = kept = None
         if "prior" in card["condition"]:
             template = self._cropped_template
             level = float(scale.normalise(np.array([anatomy.skin]))[0])
@@ -271,13 +276,14 @@ class Refacer:
             if anatomy.already_defaced:  # what the head was like there, the average head tells
                 head |= inside & torch.from_numpy(template.head)
             head = solid(head, CLEFT)
+            inner = erode(head, INNER)
             in_view = seen.numpy() > 0.99
             defaced_values, hidden = defaced_readers(values, anatomy, scale, to_native)
             meeting = template.meeting(inside.numpy(), head.numpy(), in_view, defaced_values, hidden)
             kept = KeptSkin.measure(defaced_values, level, meeting)
             if not anatomy.already_defaced:
                 own = template.heights(original.numpy() - 1.0, in_view)
-        return WorkingScan(scan, inside, meeting, kept, own, to_native)
+        return WorkingScan(scan, inside, inner, meeting, kept, own, to_native)
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
         """The scan with its face region emptied, everything else bit-identical."""
@@ -394,8 +400,8 @@ class Refacer:
                         condition, tuple(card["sub_volume"]["shape"]), float(card["sub_volume"]["overlap"]),
                         working.region,
                     )[0, 0]  # fmt: skip
-                if "prior" in names:
-                    face = with_skin_of(channels["prior"], face, working.scan, working.region)
+                if working.inner is not None:
+                    face = with_skin_of(channels["prior"], face, working.scan, working.region, working.inner)
                 return face
             except torch.OutOfMemoryError:
                 message = f"The memory of {device} did not suffice; the face was drawn on the processor."

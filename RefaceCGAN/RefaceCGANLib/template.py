@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from .grid import finer, sample_at
+from .grid import finer, sample_at, smooth
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,10 @@ RELIEF_HEIGHT = (3.0, 4.0)
 """Voxels above the skin up to which the air follows its relief, and over which that fades beyond."""
 RELIEF_POINTS = 4
 """Skin points that a voxel follows, the nearer the more."""
+
+CRISP, CRISP_MM, CRISP_SIGMA = 2.0, (-0.8, 2.0), 1.5
+"""An average skin is smoother than anybody's: how far it lies in front of itself smoothed by so many voxels (the
+third), and within these mm, as deeper clefts would be pits, is added to its relief so many times."""
 
 SKIN_LEVEL = -0.6
 """Skin: where a scan normalised to -1..1 falls below this on the way out."""
@@ -58,6 +62,8 @@ RIM_AROUND, RIM_STEP = 48, 1.5
 """Voxels by which it may be off the median of so many points of the rim around."""
 CLOSE_REACH = 1.5
 """Voxels: and this far from where it has been found, to find it on a finer grid."""
+FALL_POINTS = 300
+"""Points of the rim that tell how steep the skin is there."""
 MEETING_WIDE, MEETING_NARROW = (5.0, 15.0), (1.5, 6.0)
 """Voxels: over how much of the rim the skins on both sides are compared, and how far into the face what they
 differ by is led on; first in the large, then what that leaves."""
@@ -160,7 +166,7 @@ class Template:
         -1 to 1."""
         count = len(self.modes)
         displacement = self.displacement(code[:count])
-        heights = np.asarray(code[count:], np.float32) @ self.relief_modes.astype(np.float32)
+        heights = self._crisp + np.asarray(code[count:], np.float32) @ self.relief_modes.astype(np.float32)
         if meeting is None:
             return self.shaped(displacement, heights)
         return self.shaped(displacement + meeting.shift, heights, self._raise(self._lacking(code, meeting)))
@@ -212,7 +218,8 @@ class Template:
     def _lacking(self, code: np.ndarray, meeting: Meeting) -> np.ndarray:
         """How much higher (N,) mm the skin of a face must be to cover what it has to; below 0 where it must be
         lower to stay in the field of view."""
-        reached = self._profiles[0] + np.asarray(code, np.float32) @ self._profiles[1:] + meeting.raised
+        drawn = self._crisp * self._relief_weight + np.asarray(code, np.float32) @ self._profiles[1:]
+        reached = self._profiles[0] + drawn + meeting.raised
         higher = np.clip(meeting.least - reached, 0, COVER_MOST)
         lower = np.clip(meeting.most - reached, -COVER_MOST, 0)
         return np.asarray(np.where(higher > 0, higher, lower), np.float32)
@@ -223,6 +230,17 @@ class Template:
         for _ in range(2 if lacking.any() else 0):  # smoothing lowers what it smooths: the second round mends it
             raise_by = raise_by + np.clip(lacking - self._along_skin @ raise_by, 0, None)
         return np.asarray(self._along_skin @ raise_by)
+
+    @cached_property
+    def _crisp(self) -> np.ndarray:
+        """Heights (N,) mm that give the average skin back the relief it lost as the mean of many: `CRISP`."""
+        import torch
+
+        seen = np.ones(self.mean.shape, bool)
+        mean = self.mean.astype(np.float32)
+        smoothed = smooth(torch.from_numpy(mean), CRISP_SIGMA).numpy()
+        ahead = self.heights(mean, seen) - self.heights(smoothed, seen)
+        return np.asarray(CRISP * np.nan_to_num(ahead).clip(*CRISP_MM), np.float32)
 
     @cached_property
     def _finer_mean(self) -> Tensor:
@@ -385,23 +403,24 @@ class Meeting:
         """The displacement (3, A, S, L) in voxels that raises the skin near the rim by what is `missed` (R,)."""
         return self.rim.led_on(missed, MEETING_NARROW, tuple(self.shift.shape[1:]))
 
-    def from_kept(self, values: Values, level: float) -> np.ndarray:
+    def from_kept(self, values: Values, level: float, every: int = 1) -> np.ndarray:
         """How far (R,) voxels in front of the kept skin lies that of what has `values` (M,) at points (M, 3) in
-        voxels, which falls below `level` there: NaN where there is none within `CLOSE_REACH`."""
-        at = self.rim.points + np.nan_to_num(self.kept)[:, None] * self.rim.normals
-        return np.where(
-            np.isfinite(self.kept), _crossings(values, level, at, self.rim.normals, CLOSE_REACH), np.nan
-        )
+        voxels, which falls below `level` there: NaN where there is none within `CLOSE_REACH`. Of one point of
+        `every` so many alone, (R / every,)."""
+        kept, points, normals = (of[::every] for of in (self.kept, self.rim.points, self.rim.normals))
+        at = points + np.nan_to_num(kept)[:, None] * normals
+        return np.where(np.isfinite(kept), _crossings(values, level, at, normals, CLOSE_REACH), np.nan)
 
     def fall(self, values: Values) -> float:
-        """How much `values` (M,) at points (M, 3) fall by voxel where they leave the skin, median over the rim; 0
-        where there is none."""
-        ahead = self.kept + self.from_kept(values, SKIN_LEVEL)
+        """How much `values` (M,) at points (M, 3) fall by voxel where they leave the skin, median over some of the
+        rim; 0 where there is none."""
+        every = max(1, len(self.kept) // FALL_POINTS)
+        ahead = self.kept[::every] + self.from_kept(values, SKIN_LEVEL, every)
         found = np.isfinite(ahead)
         if not found.any():
             return 0.0
-        normals = self.rim.normals[found]
-        at = self.rim.points[found] + ahead[found, None] * normals
+        normals = self.rim.normals[::every][found]
+        at = self.rim.points[::every][found] + ahead[found, None] * normals
         return float(np.median(values(at - STEP * normals) - values(at + STEP * normals)) / (2 * STEP))
 
 

@@ -45,7 +45,7 @@ def ball(radius: float, side: int = 48) -> Tensor:
 def test_skin_is_smooth_down_to_its_foot(level: float) -> None:
     head = ball(15.3)
     region = torch.ones(head.shape, dtype=torch.bool)
-    working = WorkingScan(torch.full_like(head, -1.0), region, None, None, None, np.eye(4))
+    working = WorkingScan(torch.full_like(head, -1.0), region, None, None, None, None, np.eye(4))
     painted = replace(_Painted.of(head, working), steep=2.0)
     outward = np.random.default_rng(0).standard_normal((500, 3))
     outward /= np.linalg.norm(outward, axis=1, keepdims=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from RefaceCGANLib.compose import PIT, with_skin_of
-from RefaceCGANLib.grid import solid
+from RefaceCGANLib.grid import erode, solid
 from RefaceCGANLib.models import Model
 from RefaceCGANLib.template import CLEFT, COVER_MM, EDGE_MM, SKIN_LEVEL, Meeting, Template, reader, warp
 from RefaceCGANLib.training.template import WORKING_SPANS, _placements
@@ -123,7 +123,7 @@ def test_pits_of_a_generated_face_are_closed_and_ears_left_alone() -> None:
     pit = (abs(s - 20) < 2) & (abs(length - 20) < 2) & (a > 16)
     face = torch.where(torch.from_numpy(pit & inside), torch.tensor(-1.0), prior)
     region = torch.from_numpy(np.broadcast_to(a > 5, inside.shape).copy())
-    mended = with_skin_of(prior, face, torch.full_like(face, -1.0), region)
+    mended = with_skin_of(prior, face, torch.full_like(face, -1.0), region, erode(prior > SKIN_LEVEL, 2))
     depth = 26 - int(np.flatnonzero(mended[:, 20, 20].numpy() > SKIN_LEVEL).max())
     assert depth <= PIT + 2
     assert (mended[torch.from_numpy(hollow)] < SKIN_LEVEL).float().mean() > 0.7
@@ -166,7 +166,7 @@ def test_generated_skin_is_not_torn_nor_does_tissue_hang_in_front_of_it() -> Non
     torn = torch.from_numpy(random.choice([-1.0, 0.0, 0.6], prior.shape, p=[0.15, 0.7, 0.15]).astype(np.float32))
     face = torch.where((prior > -0.98), torch.maximum(prior, torn) * (torn > -1) + torn * (torn == -1), prior)
     region = torch.from_numpy(np.broadcast_to(a > 5, prior.shape).copy())
-    mended = with_skin_of(prior, face, torch.full_like(face, -1.0), region)
+    mended = with_skin_of(prior, face, torch.full_like(face, -1.0), region, erode(prior > SKIN_LEVEL, 2))
     front = torch.from_numpy(np.broadcast_to(a > 15, prior.shape).copy())
     below, ahead = (torch.from_numpy((away < 10) & (away > 8)) & front, torch.from_numpy(away > 15) & front)
     assert (face[below] < SKIN_LEVEL).float().mean() > 0.1
