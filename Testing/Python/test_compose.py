@@ -10,6 +10,7 @@ import pytest
 import torch
 from RefaceCGANLib import Refacer, Volume
 from RefaceCGANLib.compose import (
+    AIR_MM,
     FACE_TO_AROUND,
     QUANTILES,
     STEEPEST,
@@ -17,10 +18,12 @@ from RefaceCGANLib.compose import (
     KeptSkin,
     _Painted,
     _with_tissue_of,
+    compose,
     defaced_readers,
 )
 from RefaceCGANLib.refacer import Prepared, WorkingScan
 from RefaceCGANLib.template import SKIN_LEVEL
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 
@@ -77,10 +80,45 @@ def test_painted_skin_is_as_steep_as_the_kept_skin(prepared: Prepared, face: Ten
     assert kept is not None
     painted = _Painted.of(face, prepared.working)
     assert 1.0 <= painted.steep <= STEEPEST
-    blurred = meeting.fall(replace(painted, steep=1.0).normalised)
-    steep = meeting.fall(painted.normalised)
+    to_native = prepared.working.to_native
+    blurred = meeting.fall(replace(painted, steep=1.0).on_grid(to_native))
+    steep = meeting.fall(painted.on_grid(to_native))
     assert abs(steep - kept.fall) <= abs(blurred - kept.fall) + 1e-6
     assert steep == pytest.approx(kept.fall, rel=0.2)
+
+
+def test_the_native_grid_shows_a_face_as_it_is_at_its_voxels_and_the_mean_between_them(
+    prepared: Prepared, face: Tensor
+) -> None:
+    painted = _Painted.of(face, prepared.working)
+    to_native = prepared.working.to_native
+    random = np.random.default_rng(0)
+    voxels = np.rint(random.uniform(30, 60, (200, 3)) @ to_native[:3, :3].T + to_native[:3, 3])
+    first, second, between = (
+        (voxels + offset - to_native[:3, 3]) @ np.linalg.inv(to_native[:3, :3]).T
+        for offset in ([0, 0, 0], [0, 0, 1], [0, 0, 0.5])
+    )
+    shown = painted.on_grid(to_native)
+    assert np.allclose(shown(first), painted.normalised(first), atol=1e-3)
+    assert np.allclose(shown(between), (painted.normalised(first) + painted.normalised(second)) / 2, atol=1e-3)
+
+
+def test_air_is_as_noisy_as_that_of_the_scan_so_far_from_the_head(prepared: Prepared, face: Tensor) -> None:
+    anatomy, scale = prepared.anatomy, prepared.scale
+    values = np.ascontiguousarray(anatomy.view.to_asl(prepared.original.array))
+    measured = Background.measure(values, anatomy).air
+    assert len(measured) == len(AIR_MM) + 1
+    assert np.mean(measured[1]) > np.mean(measured[4])
+    marks = np.linspace(0.01, 0.02, len(measured)) * (scale.high - scale.low) + scale.low
+    marked = replace(prepared.background, air=tuple(np.full(1, mark, np.float32) for mark in marks))
+    composed = compose(face, prepared.working, anatomy, scale, marked, np.random.default_rng(0))
+    air = composed.air_mask[anatomy.face_region]
+    away = distance_transform_edt(composed.air_mask | (values < anatomy.skin), anatomy.view.spacing)
+    away = away[anatomy.face_region][air]
+    rings = [away[np.isclose(composed.values[air], mark)] for mark in marks]
+    mean = [ring.mean() for ring in rings if ring.size > 100]
+    assert len(mean) > 4
+    assert (np.diff(mean) > 0).all()
 
 
 def test_the_face_region_is_not_looked_at_for_the_kept_skin(refacer: Refacer, prepared: Prepared) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from RefaceCGANLib.compose import PIT, with_skin_of
+from RefaceCGANLib import template as template_module
+from RefaceCGANLib.compose import CHANGED, PIT, with_skin_of
 from RefaceCGANLib.grid import erode, solid
 from RefaceCGANLib.models import Model
 from RefaceCGANLib.template import CLEFT, COVER_MM, EDGE_MM, SKIN_LEVEL, Meeting, Template, reader, warp
@@ -127,6 +128,56 @@ def test_pits_of_a_generated_face_are_closed_and_ears_left_alone() -> None:
     depth = 26 - int(np.flatnonzero(mended[:, 20, 20].numpy() > SKIN_LEVEL).max())
     assert depth <= PIT + 2
     assert (mended[torch.from_numpy(hollow)] < SKIN_LEVEL).float().mean() > 0.7
+
+
+def test_kept_air_that_would_lie_open_gets_skin_over_it() -> None:
+    """A cell of kept air, as beside the nose, that reaches the face region where the new skin lies below it."""
+    a, s, length = np.ogrid[:40, :40, :40]
+    away = np.sqrt((a - 15) ** 2 + (s - 20) ** 2 + (length - 20) ** 2)
+    within = (abs(s - 20) < 3) & (abs(length - 20) < 3)
+    original = torch.from_numpy(np.where(away < 14, 0.3, -1.0).astype(np.float32))
+    prior = torch.from_numpy(np.where((away < 12) & ~(within & (a > 20)), 0.3, -1.0).astype(np.float32))
+    region = torch.from_numpy(np.broadcast_to(a > 20, prior.shape).copy())
+    cell = torch.from_numpy(np.broadcast_to(within & (a > 14) & (a <= 20), prior.shape).copy())
+    scan = torch.where(region | cell, torch.tensor(-1.0), original)
+    inner = erode(original > SKIN_LEVEL, 2)
+    mended = with_skin_of(prior, prior, scan, region, inner)
+    assert (mended[21:23, 20, 20] > SKIN_LEVEL).all()
+    assert not (mended[:, :10] > SKIN_LEVEL)[prior[:, :10] == -1].any()
+    without = with_skin_of(prior, prior, scan, region, torch.zeros_like(inner))
+    assert (without[21:23, 20, 20] < SKIN_LEVEL).all()
+
+
+def test_what_is_generated_changes_the_skin_less_away_from_kept_tissue() -> None:
+    a, s, length = np.ogrid[:40, :40, :40]
+    away = np.sqrt((a - 15) ** 2 + (s - 20) ** 2 + (length - 20) ** 2)
+    prior, face = (
+        torch.from_numpy((1.2 / (1 + np.exp((away - radius) / 0.6)) - 1).astype(np.float32))
+        for radius in (12, 12.7)
+    )
+    region = torch.from_numpy(np.broadcast_to(a > 5, prior.shape).copy())
+    drawn = with_skin_of(prior, face, torch.full_like(face, -1.0), region, erode(prior > SKIN_LEVEL, 2))
+    edge = torch.from_numpy(np.abs(away - 12) < 0.6)
+    front, border = edge & torch.from_numpy(a > 15), edge & torch.from_numpy((a > 5) & (a < 8))
+    share = [((drawn - prior)[part].mean() / (face - prior)[part].mean()).item() for part in (front, border)]
+    assert share[0] == pytest.approx(CHANGED, abs=0.1)
+    assert share[1] > 2 * CHANGED
+
+
+def test_the_average_face_gets_back_the_relief_that_the_mean_of_many_lost(
+    template: Template, average: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = template.weight[*np.rint(template.relief_points).astype(int).T] > 0.9
+    seen = np.ones(average.shape, bool)
+    monkeypatch.setattr(template_module, "CRISP", 0.0)
+    bare = Model.load("default").template.crop(WORKING_SPANS)
+    raised = template.heights(average, seen) - template.heights(
+        bare.prior(np.zeros(bare.modes_count)).numpy(), seen
+    )
+    wanted = template._crisp
+    some = free & np.isfinite(raised)
+    assert np.ptp(wanted[free]) > 2  # mm
+    assert np.corrcoef(raised[some], wanted[some])[0, 1] > 0.8
 
 
 def test_a_region_without_skin_has_nothing_to_meet(template: Template) -> None:
