@@ -87,14 +87,14 @@ class Background:
 
         step = tuple(slice(None, None, max(1, length // 96)) for length in values.shape)
         some, region = values[step], anatomy.face_region[step]
-        quiet = some < 0.5 * anatomy.skin
+        front = slice(int(np.argmax(region.any(axis=(1, 2)))), None)  # behind the face ghosts and clothes differ
+        quiet = some[front] < 0.5 * anatomy.skin
         spacing = np.multiply(anatomy.view.spacing, [span.step for span in step])
         away = np.digitize(distance_transform_edt(quiet, spacing), AIR_MM)
-        quiet &= ~region
-        quiet[: int(np.argmax(region.any(axis=(1, 2))))] = False  # behind the face ghosts and clothes differ
+        quiet &= ~region[front]
         air = [np.array([values.min()], dtype=np.float32)]
         for ring in range(len(AIR_MM) + 1):
-            there = some[quiet & (away == ring)]
+            there = some[front][quiet & (away == ring)]
             air.append(there.astype(np.float32) if there.size >= AIR_SAMPLES else air[-1])
         inside = [int(length // 2) for length in values.shape]
         spot = (
