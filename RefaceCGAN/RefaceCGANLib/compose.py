@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .anatomy import SPACING, Anatomy
-from .grid import bounding_box, dilate, erode, finer, sample_at, shift, smooth, solid
+from .grid import bounding_box, dilate, erode, finer, mapped, sample_at, shift, smooth, solid
 from .intensity import IntensityScale
 from .template import CLEFT, SKIN_LEVEL, Meeting, Values, trilinear
 
@@ -152,7 +152,7 @@ def defaced_readers(
     working grid. values: native (A, S, L), real, of which the face region is not looked at.  to_native: (4, 4)."""
 
     def at(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-        return trilinear(image[None], points @ to_native[:3, :3].T + to_native[:3, 3])[0]
+        return trilinear(image[None], mapped(points, to_native))[0]
 
     emptied = np.where(anatomy.face_region, np.float32(scale.low), values)
     hidden = anatomy.face_region.astype(np.float32)
@@ -181,7 +181,7 @@ def compose(
     shape = tuple(span.stop - span.start for span in box)
     inside = anatomy.face_region[box]
     to_working = np.linalg.inv(working.to_native) @ shift(*[span.start for span in box])
-    at = (np.argwhere(inside) @ to_working[:3, :3].T + to_working[:3, 3]).astype(np.float32)
+    at = mapped(np.argwhere(inside), to_working).astype(np.float32)
     painted = _Painted.of(face, working)
     values, local = painted.at(at)
     fraction = values / np.maximum(local, 1e-3)
@@ -268,10 +268,10 @@ class _Painted:
         back = np.linalg.inv(to_native)
 
         def values(points: np.ndarray) -> np.ndarray:
-            at = points @ to_native[:3, :3].T + to_native[:3, 3]
+            at = mapped(points, to_native)
             first = np.floor(at)
             corners = [first + corner for corner in np.ndindex(2, 2, 2)]
-            read = self.normalised(np.concatenate(corners) @ back[:3, :3].T + back[:3, 3]).reshape(8, -1)
+            read = self.normalised(mapped(np.concatenate(corners), back)).reshape(8, -1)
             shares = np.stack([(1 - np.abs(at - corner)).prod(axis=1) for corner in corners])
             return np.asarray((shares * read).sum(axis=0))
 

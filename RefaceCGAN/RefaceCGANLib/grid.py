@@ -136,6 +136,12 @@ def sample(source: Tensor, matrix: np.ndarray, shape: tuple[int, ...], outside: 
     return result
 
 
+def mapped(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Points (N, 3) under an affine map (4, 4)."""
+    result: np.ndarray = points @ matrix[:3, :3].T + matrix[:3, 3]
+    return result
+
+
 def shift(*first: float) -> np.ndarray:
     """Index in a part that begins at `first` -> index in the whole: (4, 4)."""
     matrix = np.eye(4)

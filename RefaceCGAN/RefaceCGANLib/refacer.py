@@ -29,7 +29,7 @@ from .anatomy import SPACING, Anatomy, bfloat16, locate
 from .checks import Check, check, enforce
 from .compose import Background, KeptSkin, compose, defaced_readers, with_skin_of
 from .errors import InputError
-from .grid import AslView, axes_matrix, dilate, erode, resample_axes, sample, solid
+from .grid import AslView, axes_matrix, dilate, erode, mapped, resample_axes, sample, solid
 from .intensity import RING_MM, IntensityScale
 from .models import DEFAULT, Model
 from .template import CLEFT, Meeting, Template
@@ -445,9 +445,7 @@ class Refacer:
 
 def _indices(mask: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Where a 4x4 index map leads the True voxels of a mask (A, S, L): (N, 3)."""
-    index = np.argwhere(mask)
-    result: np.ndarray = index @ matrix[:3, :3].T + matrix[:3, 3]
-    return result
+    return mapped(np.argwhere(mask), matrix)
 
 
 def _first(voxel: list[int]) -> np.ndarray:

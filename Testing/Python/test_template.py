@@ -9,6 +9,7 @@ from RefaceCGANLib import template as template_module
 from RefaceCGANLib.compose import CHANGED, PIT, with_skin_of
 from RefaceCGANLib.grid import erode, solid
 from RefaceCGANLib.models import Model
+from RefaceCGANLib.refacer import INNER
 from RefaceCGANLib.template import CLEFT, COVER_MM, EDGE_MM, SKIN_LEVEL, Meeting, Template, reader, warp
 from RefaceCGANLib.training.template import WORKING_SPANS, _placements
 
@@ -124,7 +125,7 @@ def test_pits_of_a_generated_face_are_closed_and_ears_left_alone() -> None:
     pit = (abs(s - 20) < 2) & (abs(length - 20) < 2) & (a > 16)
     face = torch.where(torch.from_numpy(pit & inside), torch.tensor(-1.0), prior)
     region = torch.from_numpy(np.broadcast_to(a > 5, inside.shape).copy())
-    mended = with_skin_of(prior, face, torch.full_like(face, -1.0), region, erode(prior > SKIN_LEVEL, 2))
+    mended = with_skin_of(prior, face, torch.full_like(face, -1.0), region, erode(prior > SKIN_LEVEL, INNER))
     depth = 26 - int(np.flatnonzero(mended[:, 20, 20].numpy() > SKIN_LEVEL).max())
     assert depth <= PIT + 2
     assert (mended[torch.from_numpy(hollow)] < SKIN_LEVEL).float().mean() > 0.7
@@ -140,7 +141,7 @@ def test_kept_air_that_would_lie_open_gets_skin_over_it() -> None:
     region = torch.from_numpy(np.broadcast_to(a > 20, prior.shape).copy())
     cell = torch.from_numpy(np.broadcast_to(within & (a > 14) & (a <= 20), prior.shape).copy())
     scan = torch.where(region | cell, torch.tensor(-1.0), original)
-    inner = erode(original > SKIN_LEVEL, 2)
+    inner = erode(original > SKIN_LEVEL, INNER)
     mended = with_skin_of(prior, prior, scan, region, inner)
     assert (mended[21:23, 20, 20] > SKIN_LEVEL).all()
     assert not (mended[:, :10] > SKIN_LEVEL)[prior[:, :10] == -1].any()
@@ -156,7 +157,7 @@ def test_what_is_generated_changes_the_skin_less_away_from_kept_tissue() -> None
         for radius in (12, 12.7)
     )
     region = torch.from_numpy(np.broadcast_to(a > 5, prior.shape).copy())
-    drawn = with_skin_of(prior, face, torch.full_like(face, -1.0), region, erode(prior > SKIN_LEVEL, 2))
+    drawn = with_skin_of(prior, face, torch.full_like(face, -1.0), region, erode(prior > SKIN_LEVEL, INNER))
     edge = torch.from_numpy(np.abs(away - 12) < 0.6)
     front, border = edge & torch.from_numpy(a > 15), edge & torch.from_numpy((a > 5) & (a < 8))
     share = [((drawn - prior)[part].mean() / (face - prior)[part].mean()).item() for part in (front, border)]
@@ -217,7 +218,7 @@ def test_generated_skin_is_not_torn_nor_does_tissue_hang_in_front_of_it() -> Non
     torn = torch.from_numpy(random.choice([-1.0, 0.0, 0.6], prior.shape, p=[0.15, 0.7, 0.15]).astype(np.float32))
     face = torch.where((prior > -0.98), torch.maximum(prior, torn) * (torn > -1) + torn * (torn == -1), prior)
     region = torch.from_numpy(np.broadcast_to(a > 5, prior.shape).copy())
-    mended = with_skin_of(prior, face, torch.full_like(face, -1.0), region, erode(prior > SKIN_LEVEL, 2))
+    mended = with_skin_of(prior, face, torch.full_like(face, -1.0), region, erode(prior > SKIN_LEVEL, INNER))
     front = torch.from_numpy(np.broadcast_to(a > 15, prior.shape).copy())
     below, ahead = (torch.from_numpy((away < 10) & (away > 8)) & front, torch.from_numpy(away > 15) & front)
     assert (face[below] < SKIN_LEVEL).float().mean() > 0.1
