@@ -39,11 +39,10 @@ THICK = 3
 CHANGED, SMOOTH = 0.3, 0.5
 """How much of what the generator changes at the skin stays, and the standard deviation of the smoothing of that in
 working-grid voxels. Where the shape is far from the average, generators narrow the mouth and draw folds."""
-DARKER, BRIGHTER, BRIGHTNESS_SIGMA = 0.65, 1.8, 5.0
-"""Generated skin is at least and at most so many times as bright as its prior's, whose brightness is the face's
-within so many working-grid voxels: skin that is darker looks torn, and what is brighter lies in front of it."""
-FOOT = 3
-"""Working-grid voxels from kept tissue in which the generator draws the skin alone, as it has to match that."""
+BRIGHTNESS_SIGMA, DARKER, BRIGHTER = 5.0, 0.65, 1.8
+"""The prior's skin is made as bright as the generated face within so many working-grid voxels, and what the generator
+changes there may be so many times as dark and as bright: skin that is darker looks torn, and what is brighter lies in
+front of it."""
 SKIN_DEPTH = 3
 """Working-grid voxels from the air around the head in which edges are the skin's."""
 TISSUE_SIGMA = 1.5
@@ -305,13 +304,11 @@ def with_skin_of(prior: Tensor, face: Tensor, scan: Tensor, region: Tensor, inne
 
     outer = ~solid(prior > SKIN_LEVEL, CLEFT)
     near = _soft(dilate(outer, SKIN_DEPTH))
-    inside = _soft(erode(region, FOOT))
-    skin = prior + 1 + (1 - (1 - CHANGED) * inside) * smooth(face - prior, SMOOTH)
     tissue = region & ~outer
     drawn, wanted = (smooth(tissue * (image + 1), BRIGHTNESS_SIGMA) for image in (face, prior))
     like = drawn / wanted.clamp(1e-3) * (prior + 1)
-    bounded = torch.minimum(torch.maximum(skin, DARKER * like), BRIGHTER * like + AIR)
-    skin = skin + inside * (bounded - skin) - 1
+    skin = like + CHANGED * smooth(face + 1 - like, SMOOTH)
+    skin = torch.minimum(torch.maximum(skin, DARKER * like), BRIGHTER * like + AIR) - 1
     face = torch.where(region, face + near * (skin - face), face)
     air = torch.where(region, face, scan) < SKIN_LEVEL
     labels, _ = ndimage.label(air.numpy())

@@ -149,7 +149,7 @@ def test_kept_air_that_would_lie_open_gets_skin_over_it() -> None:
     assert (without[21:23, 20, 20] < SKIN_LEVEL).all()
 
 
-def test_what_is_generated_changes_the_skin_less_away_from_kept_tissue() -> None:
+def test_of_what_is_generated_at_the_skin_a_part_stays() -> None:
     a, s, length = np.ogrid[:40, :40, :40]
     away = np.sqrt((a - 15) ** 2 + (s - 20) ** 2 + (length - 20) ** 2)
     prior, face = (
@@ -159,10 +159,9 @@ def test_what_is_generated_changes_the_skin_less_away_from_kept_tissue() -> None
     region = torch.from_numpy(np.broadcast_to(a > 5, prior.shape).copy())
     drawn = with_skin_of(prior, face, torch.full_like(face, -1.0), region, erode(prior > SKIN_LEVEL, INNER))
     edge = torch.from_numpy(np.abs(away - 12) < 0.6)
-    front, border = edge & torch.from_numpy(a > 15), edge & torch.from_numpy((a > 5) & (a < 8))
-    share = [((drawn - prior)[part].mean() / (face - prior)[part].mean()).item() for part in (front, border)]
-    assert share[0] == pytest.approx(CHANGED, abs=0.1)
-    assert share[1] > 2 * CHANGED
+    for part in (edge & torch.from_numpy(a > 15), edge & torch.from_numpy((a > 6) & (a < 9))):
+        share = (drawn - prior)[part].mean() / (face - prior)[part].mean()
+        assert share.item() == pytest.approx(CHANGED, abs=0.15)
 
 
 def test_the_average_face_gets_back_the_relief_that_the_mean_of_many_lost(
