@@ -34,6 +34,9 @@ BRAIN_MARGIN = 4
 average brain, in case the mask misses a part."""
 SKIN_DEPTH = 3
 """Voxels of the template grid: at least this much of the scan's own skin is in the face region."""
+EAR_MM, EAR_AROUND = 50.0, 2
+"""Ears lie so far from the middle plane of the template; what of them sticks out of the face region is added to it
+with so many voxels of the template grid around."""
 ROUNDING = 1.0
 """Voxels of the template grid: takes the corners off the face region's border."""
 SMOOTHING = 0.7
@@ -147,6 +150,7 @@ def locate(
         air = dilate(~solid((scan > skin) | ~seen, 4), SKIN_DEPTH)
         wanted = torch.from_numpy(template.face_region) | (torch.from_numpy(template.window) & air)
         wanted &= ~dilate(here | average_brain, BRAIN_MARGIN)
+        wanted |= _cut_ears(scan > skin, wanted, template)
         rounded = ndimage.gaussian_filter(wanted.float().numpy(), ROUNDING)
         region = _carry(torch.from_numpy(rounded), template_index, native_shape) & ~brain_native
     warnings = []
@@ -163,6 +167,22 @@ def locate(
         in_view=in_view,
         warnings=tuple(warnings),
     )
+
+
+def _cut_ears(tissue: Tensor, region: Tensor, template: Template) -> Tensor:
+    """What would be left of the ears, bool (A, S, L) on the template grid: an ear hangs on its front, and without
+    that is loose. tissue: of the scan.  region: the face region so far."""
+    import torch
+    from scipy import ndimage
+
+    labels, count = ndimage.label((tissue & ~region).numpy())
+    if count < 2:
+        return torch.zeros_like(region)
+    head = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    side = np.abs(template.affine[0, 3] + template.affine[0, 2] * np.arange(labels.shape[2])) > EAR_MM
+    touched = np.unique(labels[dilate(region, 1).numpy() & side])
+    loose = torch.from_numpy(np.isin(labels, touched[(touched > 0) & (touched != head)]))
+    return dilate(loose, EAR_AROUND) & torch.from_numpy(labels != head)
 
 
 def _emptied_share(empty: np.ndarray, small_to_template: np.ndarray, template: Template) -> float:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 AIR = 0.12
 """Fraction of the way from air to the brightest tissue under which generated voxels are air (the paper:
 values below 3 of 255; ours is relative to the scan's own scale and finer, as the skin is sharpened afterwards)."""
+TERRACES = 0.7
+"""Working-grid voxels: a Gaussian that keeps skin on a fine native grid from showing the steps of the working grid; on
+one as coarse as that there are none."""
 STEEPEST = 4.0
 """The skin is made this many times steeper at most; the working grid and resampling blur it."""
 STEEPENED = 3
@@ -36,13 +39,13 @@ LID = 2
 """Working-grid voxels of skin over kept air that would lie open, as the cells beside the nose do."""
 THICK = 3
 """Working-grid voxels: half the width of what is too thin for pits, such as ears."""
-CHANGED, SMOOTH = 0.3, 0.5
+CHANGED, SMOOTH = 0.4, 0.5
 """How much of what the generator changes at the skin stays, and the standard deviation of the smoothing of that in
 working-grid voxels. Where the shape is far from the average, generators narrow the mouth and draw folds."""
 BRIGHTNESS_SIGMA, DARKER, BRIGHTER = 5.0, 0.65, 1.8
-"""The prior's skin is made as bright as the generated face within so many working-grid voxels, and what the generator
-changes there may be so many times as dark and as bright: skin that is darker looks torn, and what is brighter lies in
-front of it."""
+"""The prior's skin is made as bright as the generated face within so many working-grid voxels, and what the
+generator changes there may be so many times as dark and as bright: skin that is darker looks torn, and what is
+brighter lies in front of it."""
 SKIN_DEPTH = 3
 """Working-grid voxels from the air around the head in which edges are the skin's."""
 TISSUE_SIGMA = 1.5
@@ -233,6 +236,9 @@ class _Painted:
         specks = working.region & ~dilate(head, SKIN_DEPTH)  # the foot of the skin's edge is none
         face = torch.where(specks, torch.full_like(face, -1.0), face)
         skin = _soft(dilate(~solid(head, CLEFT), SKIN_DEPTH))
+        finer_by = abs(float(np.linalg.det(working.to_native[:3, :3]))) ** (1 / 3)
+        if finer_by > 1:
+            face = face + skin * (smooth(face, TERRACES * float(np.sqrt(1 - finer_by**-2))) - face)
         coarse = torch.stack([_tissue_level(face, head) + 1.0, skin])
         away = distance_transform_edt(~head[(slice(None, None, AWAY_GRID),) * 3].numpy(), AWAY_GRID * SPACING)
         painted = cls(finer(face[None]) + 1.0, coarse, torch.from_numpy(away).float(), torch.zeros(3, *face.shape))

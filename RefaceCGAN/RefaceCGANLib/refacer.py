@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LIKENESS = -0.35
-"""Correlation of a drawn face's shape with the original's, beyond the average face's, that is not exceeded."""
+LIKENESS = -0.45
+"""`Likeness` of a drawn face and the original's that is not exceeded."""
 DRAWS, FITS = 50, 6
 """Faces drawn at most to find one that is not like the original, and of those made to fit the head."""
 
@@ -62,9 +62,9 @@ class WorkingScan:
 
     scan, region: (A, S, L) on the working grid: the defaced scan, -1..1, and the face region (bool).
     inner: bool (A, S, L), what lay `INNER` voxels below the original skin.
-    meeting, kept: what the face has to meet, on the working and on the native grid; own: (N,) mm, how far the
-    original skin lies in front of the average skin (`Template.heights`), which the face must not be like.  These
-    and `inner` are None where there is no average face to start from.
+    meeting, kept: what the face has to meet, on the working and on the native grid; own: (K,) the code nearest to
+    the original's face, which the new one must not be like.  These and `inner` are None where there is no average
+    face to start from.
     to_native: (4, 4) working-grid index -> native ASL index."""
 
     scan: Tensor
@@ -147,10 +147,12 @@ def empty_face(original: Volume, anatomy: Anatomy) -> Volume:
 
 
 class Refacer:
-    """Refaces scans with one model on one device; keep it, as loading takes longer than refacing."""
+    """Refaces scans with one model on one device; keep it, as loading takes longer than refacing.
+
+    likest: how like the original's a face may be, -1 to 1 (`Likeness`); 1 for the first face that is drawn."""
 
     def __init__(self, model: Model, device: torch.device) -> None:
-        self.model, self.device = model, device
+        self.model, self.device, self.likest = model, device, LIKENESS
         self.warnings: list[str] = []
         self._generating = Lock()
 
@@ -282,7 +284,7 @@ class Refacer:
             meeting = template.meeting(inside.numpy(), head.numpy(), in_view, defaced_values, hidden)
             kept = KeptSkin.measure(defaced_values, level, meeting)
             if not anatomy.already_defaced:
-                own = template.heights(original.numpy() - 1.0, in_view)
+                own = template.code_of(template.heights(original.numpy() - 1.0, in_view))
         return WorkingScan(scan, inside, inner, meeting, kept, own, to_native)
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
@@ -383,7 +385,7 @@ class Refacer:
         names = card["condition"]
         channels = {"defaced": working.scan, "face_region": working.region.float()}
         if "prior" in names:
-            shape = self._shape(prepared, seed)
+            shape = self.shape(prepared, seed)
             channels["prior"] = self._cropped_template.prior(shape, working.meeting)
         condition = torch.stack([channels[name] for name in names])[None]
         generator = self.model.generator
@@ -410,9 +412,9 @@ class Refacer:
                 self.device = torch.device("cpu")
         raise InputError("The memory did not suffice to draw a face; close programs and try again.")
 
-    def _shape(self, prepared: Prepared, seed: int) -> np.ndarray:
-        """The code of a random face that fits the head and is not like the original's: the first drawn whose
-        likeness is below `LIKENESS`, or the least alike of those that were made to fit."""
+    def shape(self, prepared: Prepared, seed: int) -> np.ndarray:
+        """The code (K,) of the face that a seed draws on a head: the first that fits it and is not more like the
+        original's than `likest`, or the least alike of those that were made to fit."""
         template, own, meeting = self._cropped_template, prepared.working.own, prepared.working.meeting
         random = np.random.default_rng([seed, prepared.fingerprint])
         spread = float(self.model.card["shape_spread"])
@@ -424,15 +426,16 @@ class Refacer:
             return draw()
         if own is None:
             return template.fitting(draw(), meeting)
+        alike = self.model.likeness.of
         found, least = draw(), np.inf
         for _ in range(FITS):
             codes = (draw() for _ in range(DRAWS))
-            unlike = next((code for code in codes if template.likeness(code, own) < LIKENESS), found)
+            unlike = next((code for code in codes if alike(code, own) <= self.likest), found)
             code = template.fitting(unlike, meeting)
-            likeness = template.likeness(code, own)
+            likeness = alike(code, own)
             if likeness < least:
                 found, least = code, likeness
-            if least < LIKENESS:
+            if least <= self.likest:
                 break
         return found
 

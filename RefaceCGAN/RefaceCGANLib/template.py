@@ -38,7 +38,7 @@ RELIEF_HEIGHT = (3.0, 4.0)
 RELIEF_POINTS = 4
 """Skin points that a voxel follows, the nearer the more."""
 
-CRISP, CRISP_MM, CRISP_SIGMA = 2.0, (-0.8, 2.0), 1.5
+CRISP, CRISP_MM, CRISP_SIGMA = 2.6, (-1.2, 2.6), 1.5
 """An average skin is smoother than anybody's: how far it lies in front of itself smoothed by so many voxels (the
 third), and within these mm, as deeper clefts would be pits, is added to its relief so many times."""
 
@@ -73,7 +73,7 @@ RIM_POINTS, RIM_GRID = 64, 2
 CLEFT = 2
 """Voxels: half the width of the clefts in a head that count as its inside."""
 
-DEEP_MM, COVER_MM = 4.0, 2.5
+COVER_MM = {2.0: 1.0, 4.0: 2.5}
 """Kept tissue that lay deeper than the first lies at least as deep as the second under the new face."""
 EDGE_MM = 3.0
 """A new nose keeps this far from the end of the field of view."""
@@ -81,6 +81,9 @@ OUTERMOST_REACH = -10.0, 10.0
 """Voxels along the normal from the average skin between which tissue, and that end, are looked for."""
 FITTING, FITTING_ROUNDS = 100.0, 4
 """mm^2 of lacking skin, summed over the skin points, that a code gives for a standard deviation; rounds."""
+NEAREST = 300.0
+"""mm^2 off a head's skin, summed over the skin points, that count as much as one standard deviation of the code
+nearest to it."""
 BORDER, BORDER_WEIGHT = 0.06, 0.7
 """What a mm^2 counts, against lacking skin, by which the skin near the border differs from the average; it is near
 where `weight` is below the second number."""
@@ -205,7 +208,7 @@ class Template:
         """The code nearest to `code` whose face covers what it has to on a scan and comes to the kept skin without
         a step. The whole face moves and grows with it, as faces do, where to bend its skin alone would show."""
         start = code = np.asarray(code, np.float32)
-        profiles = self._profiles[1:]
+        profiles = self.profiles[1:]
         base = self._border + FITTING * np.eye(len(start))
         for _ in range(FITTING_ROUNDS):  # least squares over what is lacking, which changes as the face moves
             lacking = self._lacking(code, meeting)
@@ -218,17 +221,17 @@ class Template:
     def _lacking(self, code: np.ndarray, meeting: Meeting) -> np.ndarray:
         """How much higher (N,) mm the skin of a face must be to cover what it has to; below 0 where it must be
         lower to stay in the field of view."""
-        drawn = self._crisp * self._relief_weight + np.asarray(code, np.float32) @ self._profiles[1:]
-        reached = self._profiles[0] + drawn + meeting.raised
+        drawn = self._crisp * self._relief_weight + np.asarray(code, np.float32) @ self.profiles[1:]
+        reached = self.profiles[0] + drawn + meeting.raised
         higher = np.clip(meeting.least - reached, 0, COVER_MOST)
         lower = np.clip(meeting.most - reached, -COVER_MOST, 0)
         return np.asarray(np.where(higher > 0, higher, lower), np.float32)
 
     def _raise(self, lacking: np.ndarray) -> np.ndarray:
         """Heights (N,) mm that make up for what the skin is `lacking` (N,), smooth along it."""
-        raise_by = lacking = np.maximum(lacking, 0)
+        raise_by, sign = lacking, np.sign(lacking)
         for _ in range(2 if lacking.any() else 0):  # smoothing lowers what it smooths: the second round mends it
-            raise_by = raise_by + np.clip(lacking - self._along_skin @ raise_by, 0, None)
+            raise_by = raise_by + sign * np.maximum(sign * (lacking - self._along_skin @ raise_by), 0)
         return np.asarray(self._along_skin @ raise_by)
 
     @cached_property
@@ -292,7 +295,7 @@ class Template:
         return unit(self.skin[1][:, *np.rint(self.relief_points).astype(int).T].T)
 
     @cached_property
-    def _profiles(self) -> np.ndarray:
+    def profiles(self) -> np.ndarray:
         """How far the mean displacement, then each mode of displacement and of relief, raises the skin at the
         relief points: (1 + K + M, N) mm."""
         fields = np.concatenate([self.mode_mean[None], self.modes]).astype(np.float32)
@@ -305,7 +308,7 @@ class Template:
     @cached_property
     def _border(self) -> np.ndarray:
         """What a code costs for skin off the average near the border: a quadratic form (K + M, K + M)."""
-        near = self._profiles[1:, self._relief_weight < BORDER_WEIGHT]
+        near = self.profiles[1:, self._relief_weight < BORDER_WEIGHT]
         return BORDER * near @ near.T
 
     @cached_property
@@ -317,16 +320,13 @@ class Template:
         is not seen or not `valid`."""
         return heights(image, valid, self.relief_points, self.relief_normals) * self.spacing
 
-    def likeness(self, code: np.ndarray, heights: np.ndarray) -> float:
-        """How alike a face of shape `code` (K + M,) and a head are, whose skin lies `heights` (N,) mm in front of
-        the average skin (NaN: not seen): the correlation of what both differ from the average face by where
-        random shapes may, -1 to 1."""
+    def code_of(self, heights: np.ndarray) -> np.ndarray:
+        """The code (K + M,) nearest to a head whose skin lies `heights` (N,) mm in front of the average skin (NaN:
+        not seen). A real face is some of what random ones may be, and the code tells that."""
         seen = np.isfinite(heights)
-        one = (np.asarray(code, np.float32) @ self._profiles[1:])[seen]
-        other = (heights * self._relief_weight - self._profiles[0])[seen]
-        if len(other) < 2:
-            return 0.0
-        return float(np.corrcoef(one, other)[0, 1])
+        profiles = self.profiles[1:, seen]
+        wanted = profiles @ (heights * self._relief_weight - self.profiles[0])[seen]
+        return np.linalg.solve(profiles @ profiles.T + NEAREST * np.eye(len(profiles)), wanted).astype(np.float32)
 
     @property
     def spacing(self) -> float:
@@ -361,10 +361,11 @@ class Template:
             missed = kept - rim.heights(warp(mean, displacement + shift)[0].numpy())
             shift = shift + rim.led_on(missed, window, self.mean.shape)
         raised = -(trilinear(shift.numpy(), self.relief_points) * self.relief_normals.T).sum(axis=0) * self.spacing
-        deep = (depth * self.spacing > DEEP_MM) & ~region
+        deep = {mm: (depth * self.spacing > mm) & ~region for mm in COVER_MM}
+        least = np.max([self.outermost(deep[mm]) + cover for mm, cover in COVER_MM.items()], axis=0)
         most = self.outermost(seen) - EDGE_MM
         most[(self.relief_normals[:, 0] < 0.5) | (most < -COVER_MOST)] = np.inf  # a chin may be cut, as it was
-        return Meeting(rim, kept, shift, raised, self.outermost(deep) + COVER_MM, most)
+        return Meeting(rim, kept, shift, raised, least, most)
 
     def sample(self, array: np.ndarray, coordinates: Tensor) -> Tensor:
         """Trilinear values of an array (A, S, L) of the template grid at template points (..., 3) in RAS mm."""

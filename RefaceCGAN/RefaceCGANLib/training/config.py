@@ -1,6 +1,6 @@
 """Training from a configuration: what `refacecgan train CONFIG.toml` does.
 
-`configs/` holds those of the default model, in the order they run (template, anatomy, default), and the
+`configs/` holds those of the default model, in the order they run (template, anatomy, default, likeness), and the
 paper's settings (paper). A key is described where it is read: in `KEYS` and in the comments of these files.
 """
 
@@ -10,6 +10,7 @@ import glob
 import json
 import logging
 import math
+import os
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -72,6 +73,16 @@ KEYS: dict[str, dict[str, Any]] = {
             "filters": Key([int], [24, 40, 64, 96], 1),
         },
     },
+    "likeness": COMMON
+    | {
+        "model": Key(str),  # a model card
+        "heads": Key([str]),  # scans
+        "detector": Key(str),  # ONNX files, as for an evaluation
+        "recogniser": Key(str),
+        "faces": Key(int, 8, 2),  # of each head
+        "seed": Key(int, 1, 0),
+        "workers": Key(int, 0, 0),  # processes; 0: one for each core
+    },
     "generator": COMMON
     | NETWORKS
     | {
@@ -130,7 +141,7 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: kind must be one of {', '.join(KEYS)}.")
     settings = _checked(content, KEYS[content["kind"]], f"{path}: ")
     base = path.resolve().parent
-    for key in ("folder", "reference", "template", "catalogue", "init"):
+    for key in ("folder", "reference", "template", "catalogue", "init", "model", "detector", "recogniser"):
         if settings.get(key) is not None:
             settings[key] = base / Path(settings[key]).expanduser()
             if key != "folder" and not settings[key].is_file():
@@ -185,8 +196,9 @@ def _value(value: Any, key: Key, where: str) -> Any:
 def run(config: str | Path) -> None:
     """Train what the file `config` describes to the end, going on where an earlier run stopped.
 
-    In the configured folder: for a template what `build_template` writes; for a network checkpoint.pt, and at
-    the end its weights, anatomy.pt or generator.pt (float16); always training.json: all settings and the
+    In the configured folder: for a template what `build_template` writes; for the likeness likeness.npz, and what
+    was seen of each head; for a network checkpoint.pt, and at the end its weights, anatomy.pt or generator.pt
+    (float16); always training.json: all settings and the
     names of the heads, with which the training can be repeated.
 
     Raises InputError, one sentence that names the key, for a configuration that is no good (see `read`)."""
@@ -195,7 +207,12 @@ def run(config: str | Path) -> None:
         settings["folder"].mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _wrong(settings, "folder", "cannot be made; choose another place") from error
-    runs = {"template": _run_template, "anatomy": _run_anatomy, "generator": _run_generator}
+    runs = {
+        "template": _run_template,
+        "anatomy": _run_anatomy,
+        "generator": _run_generator,
+        "likeness": _run_likeness,
+    }
     runs[settings["kind"]](settings)
 
 
@@ -302,6 +319,19 @@ def _run_anatomy(settings: dict[str, Any]) -> None:
     _record(settings, [head.name for head in heads])
     network = train(heads, _read_template(settings), settings["folder"], training)
     save_weights(network, settings["folder"] / "anatomy.pt")
+
+
+def _run_likeness(settings: dict[str, Any]) -> None:
+    from .likeness import Task, learn
+
+    scans = _files(settings, "heads", SUFFIXES)
+    _record(settings, map(_name, scans))
+    seen = settings["folder"] / "faces"
+    seen.mkdir(exist_ok=True)
+    seeds = range(settings["seed"], settings["seed"] + settings["faces"])
+    tools = settings["model"], settings["detector"], settings["recogniser"]
+    tasks = [Task(scan, tuple(seeds), *tools, seen / f"{_name(scan)}.npz") for scan in scans]
+    learn(tasks, settings["workers"] or os.cpu_count() or 1).write(settings["folder"] / "likeness.npz")
 
 
 def _run_generator(settings: dict[str, Any]) -> None:
