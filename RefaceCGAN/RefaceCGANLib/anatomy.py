@@ -33,8 +33,8 @@ BRAIN_MARGIN = 4
 """Voxels of the template grid (2 mm): the face region keeps this far from the brain mask, and from the
 average brain, in case the mask misses a part."""
 SHALLOW, DEEP_MARGIN = 3, 8
-"""What lies more than so many voxels deep, and is no skin, keeps further away: it hides nothing, and brain
-segmentations look at it."""
+"""What lies more than so many voxels deep in the average head, and is no skin, keeps further away: emptied it
+would hide nothing, and brain segmentations look at it."""
 SKIN_DEPTH = 3
 """Voxels of the template grid: at least this much of the scan's own skin is in the face region."""
 EAR_MM, EAR_AROUND = 50.0, 2
@@ -150,11 +150,11 @@ def locate(
         if not region.any():
             raise CheckError("The scan was called defaced, but nothing in its face is empty; use --defaced no.")
     else:
-        tissue, brain_there = (scan > skin) | ~seen, here | average_brain
-        wanted = torch.from_numpy(template.face_region)
-        wanted |= torch.from_numpy(template.window) & dilate(~solid(tissue, 4), SKIN_DEPTH)
+        air, brain_there = ~solid((scan > skin) | ~seen, 4), here | average_brain
+        shallow = dilate(~torch.from_numpy(template.head), SHALLOW)
+        wanted = torch.from_numpy(template.face_region) & (shallow | ~dilate(brain_there, DEEP_MARGIN))
+        wanted |= torch.from_numpy(template.window) & dilate(air, SKIN_DEPTH)
         wanted &= ~dilate(brain_there, BRAIN_MARGIN)
-        wanted &= dilate(~solid(tissue, 1), SHALLOW) | ~dilate(brain_there, DEEP_MARGIN)
         wanted |= _cut_ears(scan > skin, wanted, template)
         rounded = ndimage.gaussian_filter(wanted.float().numpy(), ROUNDING)
         region = _carry(torch.from_numpy(rounded), template_index, native_shape) & ~brain_native

@@ -27,8 +27,8 @@ AIR = 0.12
 """Fraction of the way from air to the brightest tissue under which generated voxels are air (the paper:
 values below 3 of 255; ours is relative to the scan's own scale and finer, as the skin is sharpened afterwards)."""
 TERRACES = 0.7
-"""Working-grid voxels: a Gaussian that keeps skin on a fine native grid from showing the steps of the working grid;
-on one as coarse as that there are none."""
+"""Working-grid voxels: a Gaussian that keeps skin on a fine native grid from showing the working grid's steps; on
+one as coarse as that there are none."""
 STEEPEST = 4.0
 """The skin is made this many times steeper at most; the working grid and resampling blur it."""
 STEEPENED = 3

@@ -128,3 +128,27 @@ def test_the_emptied_region_has_no_hole_towards_the_face(refacer, head):
         for left in range(middle - 20, middle + 21, 5):
             column = np.flatnonzero(solid[:, s, left])
             assert anatomy.face_region[column[-1] - 1 : column[-1] + 1, s, left].all()
+
+
+def test_deep_tissue_near_the_brain_is_left_to_segmentations(refacer, head):
+    scan, _ = head
+    anatomy = refacer.prepare(Volume.from_array(scan, ASL_2_MM)).anatomy
+    inside = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(scan > anatomy.skin, 4), iterations=4))
+    depth = ndimage.distance_transform_edt(inside)[4:-4, 4:-4, 4:-4]
+    from_brain = ndimage.distance_transform_edt(~anatomy.brain_mask)
+    deep = (depth > 9) & (from_brain < 6)  # voxels of 2 mm
+    assert np.count_nonzero(anatomy.face_region & deep) < 0.02 * np.count_nonzero(
+        anatomy.face_region & (depth > 9)
+    )
+
+
+def test_no_part_of_an_ear_is_left_in_the_air(refacer, heads):
+    volume = Volume.read(heads / "native" / "adi.nii.gz")
+    anatomy = refacer.prepare(volume).anatomy
+    values = anatomy.view.to_asl(volume.array)
+    labels, _ = ndimage.label((values > anatomy.skin) & ~anatomy.face_region)
+    sizes = np.bincount(labels.ravel())
+    sizes[[0, 1 + np.argmax(sizes[1:])]] = 0  # the air, and the head
+    beside = np.abs((np.argwhere(labels) @ anatomy.to_template[:3, :3].T + anatomy.to_template[:3, 3])[:, 0]) > 60
+    loose = sizes[labels[labels > 0][beside]]
+    assert loose.max(initial=0) < 30  # voxels of about 1 mm: noise

@@ -59,6 +59,22 @@ def test_skin_is_smooth_down_to_its_foot(level: float) -> None:
     assert abs(radius.mean() - 15.3) < 1.5
 
 
+def test_steps_of_the_working_grid_do_not_show_on_a_finer_one() -> None:
+    head = (ball(15.3) > SKIN_LEVEL).float() * 1.2 - 1.0  # skin as steep as can be
+    region = torch.ones(head.shape, dtype=torch.bool)
+    rough = []
+    for finer_by in (1, 2):
+        to_native = np.diag([finer_by, finer_by, finer_by, 1.0])
+        working = WorkingScan(torch.full_like(head, -1.0), region, None, None, None, None, to_native)
+        painted = _Painted.of(head, working)
+        outward = np.random.default_rng(0).standard_normal((500, 3))
+        outward /= np.linalg.norm(outward, axis=1, keepdims=True)
+        steps = np.arange(10, 20, 0.05)
+        values = painted.normalised((23.5 + steps[None, :, None] * outward[:, None]).reshape(-1, 3))
+        rough.append(steps[(values.reshape(500, -1) > SKIN_LEVEL).sum(axis=1)].std())
+    assert rough[1] < 0.7 * rough[0]
+
+
 def test_painted_skin_meets_the_kept_skin_on_the_native_grid(prepared: Prepared, face: Tensor) -> None:
     working = prepared.working
     meeting, kept = working.meeting, working.kept

@@ -80,6 +80,8 @@ def test_a_face_stays_in_the_field_of_view(template: Template, average: np.ndarr
     )
     fitted = template.fitting(1.5 * sticking_out, meeting)
     assert template._lacking(fitted, meeting).min() > -EDGE_MM
+    skin = template.heights(template.prior(fitted, meeting).numpy(), np.ones(average.shape, bool))
+    assert np.nanpercentile((skin - meeting.most)[np.isfinite(meeting.most)], 99) < EDGE_MM / 2
 
 
 def test_a_generated_face_is_moved_to_the_kept_skin(average: np.ndarray, meeting: Meeting) -> None:
@@ -197,7 +199,7 @@ def test_skin_is_met_where_the_region_ends_in_the_air_above_it(template: Templat
     front = found.rim.normals[:, 0] > 0.9
     over = above[*found.rim.points[front].astype(int).T]
     assert over.sum() > 20
-    assert np.nanpercentile(np.abs(found.kept[front][over] + 3), 95) < 1.0  # voxels; normals are not all along A
+    assert np.nanpercentile(np.abs(found.kept[front][over] + 3), 90) < 1.0  # voxels; normals are not all along A
 
 
 def test_bone_that_is_kept_under_the_emptied_face_is_no_skin(template: Template, average: np.ndarray) -> None:
