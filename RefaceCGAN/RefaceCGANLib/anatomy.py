@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import CheckError
-from .grid import AslView, axes_matrix, dilate, erode, resample_axes, sample, shift, solid
+from .grid import AslView, axes_matrix, dilate, erode, largest, resample_axes, sample, shift, solid
 from .surface import skin_threshold
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _cut_ears(tissue: Tensor, region: Tensor, template: Template) -> Tensor:
     labels, count = ndimage.label((tissue & ~region).numpy())
     if count < 2:
         return torch.zeros_like(region)
-    head = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    head = largest(labels)
     side = np.abs(template.affine[0, 3] + template.affine[0, 2] * np.arange(labels.shape[2])) > EAR_MM
     touched = np.unique(labels[dilate(region, 1).numpy() & side])
     loose = torch.from_numpy(np.isin(labels, touched[(touched > 0) & (touched != head)]))
@@ -372,8 +372,7 @@ def _main_part(mask: np.ndarray) -> np.ndarray:
     labels, count = ndimage.label(mask)
     if count == 0:
         return mask
-    largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    filled: np.ndarray = ndimage.binary_fill_holes(labels == largest)
+    filled: np.ndarray = ndimage.binary_fill_holes(labels == largest(labels))
     return filled
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .anatomy import SPACING, Anatomy
-from .grid import bounding_box, dilate, erode, finer, mapped, sample_at, shift, smooth, solid
+from .grid import bounding_box, dilate, erode, finer, largest, mapped, sample_at, shift, smooth, solid
 from .intensity import IntensityScale
 from .template import CLEFT, SKIN_LEVEL, Meeting, Values, trilinear
 
@@ -360,7 +360,7 @@ def _connected(tissue: Tensor) -> Tensor:
     labels, count = ndimage.label(tissue.numpy())
     if count < 2:
         return tissue
-    return torch.from_numpy(labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:])))
+    return torch.from_numpy(labels == largest(labels))
 
 
 def _tissue_level(face: Tensor, head: Tensor) -> Tensor:

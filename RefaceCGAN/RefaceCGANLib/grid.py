@@ -237,6 +237,11 @@ def erode(mask: Tensor, voxels: int) -> Tensor:
     return ~dilate(~mask, voxels)
 
 
+def largest(labels: np.ndarray) -> int:
+    """The label of the part with the most voxels; labels from 1, of which there is one."""
+    return 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+
+
 def solid(mask: Tensor, voxels: int) -> Tensor:
     """A bool mask (A, S, L) without its hollows: clefts of up to twice `voxels` closed, and filled."""
     import torch

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .grid import largest
 from .volume import atomic_path
 
 FINEST_MM = 1.0  # finer voxels are resampled to this: a face needs no more, and time grows with the cube
@@ -147,7 +148,7 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     labels, count = ndimage.label(mask)
     if not count:
         return np.zeros(mask.shape, dtype=bool)
-    return labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
+    return labels == largest(labels)
 
 
 def _outside(head: np.ndarray, step: np.ndarray, reach: int) -> np.ndarray:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from RefaceCGANLib import Refacer, Result, Volume, checks, cli
+from RefaceCGANLib.models import Model
+from RefaceCGANLib.template import Template
+from RefaceCGANLib.training.template import WORKING_SPANS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEADS = Path(os.environ.get("REFACECGAN_HEADS", REPOSITORY.parent / "shared" / "heads"))
@@ -49,6 +52,12 @@ def model_dir() -> Iterator[Path]:
 def refacer(model_dir: Path) -> Refacer:
     """The model, loaded once, on the processor."""
     return Refacer.from_pretrained(model_dir, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def template() -> Template:
+    """The shipped template, on the working grid."""
+    return Model.load(MODEL).template.crop(WORKING_SPANS)
 
 
 @pytest.fixture(scope="session")

@@ -44,17 +44,21 @@ def ball(radius: float, side: int = 48) -> Tensor:
     return 1.2 * torch.sigmoid((radius - away) / 0.6) - 1.0
 
 
+def radii(painted: _Painted, level: float) -> np.ndarray:
+    """How far from the middle a painted ball falls below a level, in 500 directions."""
+    outward = np.random.default_rng(0).standard_normal((500, 3))
+    outward /= np.linalg.norm(outward, axis=1, keepdims=True)
+    steps = np.arange(10, 20, 0.05)
+    values = painted.normalised((23.5 + steps[None, :, None] * outward[:, None]).reshape(-1, 3))
+    return steps[(values.reshape(500, -1) > level).sum(axis=1)]
+
+
 @pytest.mark.parametrize("level", [-0.9, -0.8, SKIN_LEVEL, -0.4])
 def test_skin_is_smooth_down_to_its_foot(level: float) -> None:
     head = ball(15.3)
     region = torch.ones(head.shape, dtype=torch.bool)
     working = WorkingScan(torch.full_like(head, -1.0), region, None, None, None, None, np.eye(4))
-    painted = replace(_Painted.of(head, working), steep=2.0)
-    outward = np.random.default_rng(0).standard_normal((500, 3))
-    outward /= np.linalg.norm(outward, axis=1, keepdims=True)
-    steps = np.arange(10, 20, 0.05)
-    values = painted.normalised((23.5 + steps[None, :, None] * outward[:, None]).reshape(-1, 3))
-    radius = steps[(values.reshape(500, -1) > level).sum(axis=1)]
+    radius = radii(replace(_Painted.of(head, working), steep=2.0), level)
     assert radius.std() < 0.08  # voxels
     assert abs(radius.mean() - 15.3) < 1.5
 
@@ -66,12 +70,7 @@ def test_steps_of_the_working_grid_do_not_show_on_a_finer_one() -> None:
     for finer_by in (1, 2):
         to_native = np.diag([finer_by, finer_by, finer_by, 1.0])
         working = WorkingScan(torch.full_like(head, -1.0), region, None, None, None, None, to_native)
-        painted = _Painted.of(head, working)
-        outward = np.random.default_rng(0).standard_normal((500, 3))
-        outward /= np.linalg.norm(outward, axis=1, keepdims=True)
-        steps = np.arange(10, 20, 0.05)
-        values = painted.normalised((23.5 + steps[None, :, None] * outward[:, None]).reshape(-1, 3))
-        rough.append(steps[(values.reshape(500, -1) > SKIN_LEVEL).sum(axis=1)].std())
+        rough.append(radii(_Painted.of(head, working), SKIN_LEVEL).std())
     assert rough[1] < 0.7 * rough[0]
 
 

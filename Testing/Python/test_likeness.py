@@ -15,13 +15,6 @@ from RefaceCGANLib.models import Model
 from RefaceCGANLib.template import Template
 from RefaceCGANLib.training import config
 from RefaceCGANLib.training.likeness import AXES, Faces, fit
-from RefaceCGANLib.training.template import WORKING_SPANS
-
-
-@pytest.fixture(scope="module")
-def template() -> Template:
-    """The shipped one, on the working grid."""
-    return Model.load("default").template.crop(WORKING_SPANS)
 
 
 def test_only_what_a_recogniser_sees_counts() -> None:

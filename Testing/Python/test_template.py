@@ -15,12 +15,6 @@ from RefaceCGANLib.training.template import WORKING_SPANS, _placements
 
 
 @pytest.fixture(scope="module")
-def template() -> Template:
-    """The shipped one, on the working grid."""
-    return Model.load("default").template.crop(WORKING_SPANS)
-
-
-@pytest.fixture(scope="module")
 def average(template: Template) -> np.ndarray:
     """The average head in its mean shape: the scan of somebody who looks like nobody."""
     return template.prior(np.zeros(template.modes_count)).numpy()
@@ -163,7 +157,7 @@ def test_of_what_is_generated_at_the_skin_a_part_stays() -> None:
     edge = torch.from_numpy(np.abs(away - 12) < 0.6)
     for part in (edge & torch.from_numpy(a > 15), edge & torch.from_numpy((a > 6) & (a < 9))):
         share = (drawn - prior)[part].mean() / (face - prior)[part].mean()
-        assert share.item() == pytest.approx(CHANGED, abs=0.15)
+        assert share.item() == pytest.approx(CHANGED, abs=0.1)
 
 
 def test_the_average_face_gets_back_the_relief_that_the_mean_of_many_lost(
@@ -193,13 +187,13 @@ def test_a_region_without_skin_has_nothing_to_meet(template: Template) -> None:
 
 def test_skin_is_met_where_the_region_ends_in_the_air_above_it(template: Template, average: np.ndarray) -> None:
     """The head lies deeper than the average one, so that the region reaches over skin that is kept."""
-    sunken = np.roll(average, -3, axis=0)
+    sunken = np.roll(template.mean.astype(np.float32), -3, axis=0)
     above = template.face_region & (template.skin[0] > -1.5)
     found = meeting_of(template, sunken, above)
     front = found.rim.normals[:, 0] > 0.9
     over = above[*found.rim.points[front].astype(int).T]
     assert over.sum() > 20
-    assert np.nanpercentile(np.abs(found.kept[front][over] + 3), 90) < 1.0  # voxels; normals are not all along A
+    assert np.nanpercentile(np.abs(found.kept[front][over] + 3), 95) < 1.0  # voxels; normals are not all along A
 
 
 def test_bone_that_is_kept_under_the_emptied_face_is_no_skin(template: Template, average: np.ndarray) -> None:

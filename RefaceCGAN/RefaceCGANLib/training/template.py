@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from ..grid import AslView, axes_matrix, resample_axes, sample
+from ..grid import AslView, axes_matrix, largest, resample_axes, sample
 from ..intensity import RING_MM, IntensityScale
 from ..template import MODE_SPACING, Template, warp
 from ..volume import Volume
@@ -704,7 +704,7 @@ def _head_mask(average: np.ndarray) -> np.ndarray:
     mask = ndimage.gaussian_filter(average, 0.7) > HEAD_LEVEL
     mask = ndimage.binary_closing(np.pad(mask, 6, mode="edge"), iterations=4)[6:-6, 6:-6, 6:-6]
     labels, _ = ndimage.label(mask)
-    mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    mask = labels == largest(labels)
     closed_below = np.pad(mask, ((0, 0), (1, 0), (0, 0)), constant_values=True)
     filled: np.ndarray = ndimage.binary_fill_holes(closed_below)[:, 1:]
     return filled
