@@ -56,12 +56,15 @@ IN_VIEW = 0.5
 """Fraction of the average face that must lie in the field of view."""
 OVERLAP = 0.8
 """Dice of the scan's brain with the average one after alignment, at least."""
-TISSUE = 1.95
-"""Tissue of a defaced head against its brain's volume, at least: 2.2 to 2.9 in defaced heads, 1.6 to 1.7 in
-skull-stripped ones, whose face counts as emptied too."""
 EMPTIED = 0.25
 """A scan is already defaced where this fraction of the average face is empty to the bit (at most 0.002 in whole
 heads, 0.46 and more in defaced ones)."""
+STRIPPED, TISSUE = 0.85, 1.95
+"""A scan of which more than that fraction is empty, and whose tissue is not so many times its brain's volume, is
+skull-stripped: 0.91 to 0.96 and 1.6 to 1.7; others that are defaced have 0.52 to 0.78, or 2.2 to 2.9."""
+HOLE_REACH, HOLE_CLEFT, HOLE_RIM = 10, 6, 3
+"""Voxels of the template grid. Emptied tissue so near to most of it belongs to the face that came off, and so do
+clefts of half that width; emptied air is painted where it is not nearer by the third to kept tissue."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,10 @@ def locate(
 
     background = values.min()
     empty = resample_axes(values == background, view.spacing, SPACING) > 0.5
-    already = defaced == "yes" or (
-        defaced == "auto" and _emptied_share(empty, small_to_template, template) > EMPTIED
-    )
-    if already and np.count_nonzero(_main_part(head)) < TISSUE * np.count_nonzero(brain):
+    emptied = _emptied_share(empty, small_to_template, template)
+    already = defaced == "yes" or (defaced == "auto" and emptied > EMPTIED)
+    little = np.count_nonzero(_main_part(head)) < TISSUE * np.count_nonzero(brain)
+    if already and little and emptied > STRIPPED:
         raise CheckError("There is a brain but no head around it; give the scan as it was before skull stripping.")
     if not already:
         small_to_template = _refine(small_to_template, brain_map, head, template, with_face=True)
@@ -124,8 +127,10 @@ def locate(
 
     grid_to_small = np.linalg.inv(small_to_template) @ template.affine
     shape = template.mean.shape
-    stacked = np.stack([small, np.ones_like(small), brain_map])
-    scan, valid, near_brain = sample(torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape)
+    stacked = np.stack([small, np.ones_like(small), brain_map, empty])
+    scan, valid, near_brain, was_emptied = sample(
+        torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape
+    )
     seen = valid > 0.99
     average_face = torch.from_numpy(template.head & template.face_region)
     front = torch.from_numpy(template.face_region & template.window)
@@ -144,7 +149,7 @@ def locate(
     brain_native = resample_axes(brain_map, (SPACING,) * 3, view.spacing, native_shape) > 0.5
     template_index = np.linalg.inv(template.affine) @ to_template
     if already:
-        near_face = dilate(front, 10)
+        near_face = dilate(front, 10) & _before_hole(was_emptied > 0.5, scan > skin, template)
         region = _carry(near_face.float(), template_index, native_shape) & (values == background)
         region = _closed(region, view) & ~brain_native
         if not region.any():
@@ -188,6 +193,22 @@ def _cut_ears(tissue: Tensor, region: Tensor, template: Template) -> Tensor:
     touched = np.unique(labels[dilate(region, 1).numpy() & side])
     loose = torch.from_numpy(np.isin(labels, touched[(touched > 0) & (touched != head)]))
     return dilate(loose, EAR_AROUND) & torch.from_numpy(labels != head)
+
+
+def _before_hole(emptied: Tensor, tissue: Tensor, template: Template) -> Tensor:
+    """What a face that came off left empty, and the air in front of that but not of kept skin: bool (A, S, L) on
+    the template grid. emptied, tissue: of the scan; its air may be empty to the bit, too."""
+    import torch
+    from scipy.ndimage import distance_transform_edt, label
+
+    missing = emptied & torch.from_numpy(template.head)
+    labels, count = label(missing.numpy())
+    if not count:
+        return missing
+    hole = torch.from_numpy(labels == largest(labels))
+    hole |= emptied & dilate(hole, HOLE_REACH) & (missing | solid(tissue | hole, HOLE_CLEFT))
+    to_hole, to_kept = (distance_transform_edt(~part.numpy()) for part in (hole, tissue & ~hole))
+    return torch.from_numpy(to_hole <= to_kept + HOLE_RIM)
 
 
 def _emptied_share(empty: np.ndarray, small_to_template: np.ndarray, template: Template) -> float:

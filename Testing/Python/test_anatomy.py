@@ -152,3 +152,22 @@ def test_no_part_of_an_ear_is_left_in_the_air(refacer, heads):
     beside = np.abs((np.argwhere(labels) @ anatomy.to_template[:3, :3].T + anatomy.to_template[:3, 3])[:, 0]) > 60
     loose = sizes[labels[labels > 0][beside]]
     assert loose.max(initial=0) < 30  # voxels of about 1 mm: noise
+
+
+def test_a_head_that_is_cut_close_to_the_brain_counts_as_defaced(refacer, head):
+    """As pydeface's mask leaves it, of which little but the brain is left."""
+    scan, labels = head
+    a, s, _ = np.indices(scan.shape)
+    front, low = np.argwhere(labels)[:, 0].max(), np.argwhere(labels)[:, 1].min()
+    keep = (ndimage.distance_transform_edt(~labels) < 4) | (s > low + 20 + 0.5 * (a - front))
+    anatomy = refacer.prepare(Volume.from_array(np.where(keep, scan, 0), ASL_2_MM)).anatomy
+    assert anatomy.already_defaced
+
+
+def test_ears_that_a_defaced_head_still_has_are_not_painted_on(refacer, heads):
+    volume = Volume.read(heads / "native" / "defaced_hanke.nii.gz")
+    anatomy = refacer.prepare(volume).anatomy
+    index = np.argwhere(anatomy.view.to_asl(volume.stored) == volume.stored.min())
+    x, y, z = anatomy.to_template[:3, :3] @ index.T + anatomy.to_template[:3, 3:]
+    by_the_ear = index[(np.abs(x) > 62) & (np.abs(x) < 90) & (y > -45) & (y < 5) & (z > -75) & (z < -5)]
+    assert anatomy.face_region[tuple(by_the_ear.T)].mean() < 0.1
