@@ -322,7 +322,7 @@ def with_skin_of(prior: Tensor, face: Tensor, scan: Tensor, region: Tensor, inne
     thick = dilate(erode(~outer, THICK), THICK)  # not ears
     opened = outside & ~region & inner & thick & dilate(outside & region, 1)
     lid = region & dilate(opened, LID)
-    pits = (outside & region & erode(thick, PIT)) | lid
+    pits = (outside & region & erode(thick, PIT) & (prior > SKIN_LEVEL)) | lid  # an ear has hollows
     if not pits.any():
         return face
     level = _tissue_level(face, ~air)

@@ -84,7 +84,7 @@ FITTING, FITTING_ROUNDS = 100.0, 4
 NEAREST = 300.0
 """mm^2 off a head's skin, summed over the skin points, that count as much as one standard deviation of the code
 nearest to it."""
-BORDER, BORDER_WEIGHT = 0.06, 0.7
+BORDER, BORDER_WEIGHT = 0.2, 0.7
 """What a mm^2 counts, against lacking skin, by which the skin near the border differs from the average; it is near
 where `weight` is below the second number."""
 COVER_SIGMA, COVER_MOST = 2.5, 10.0

@@ -17,6 +17,7 @@ from RefaceCGANLib.models import unpacked
 from RefaceCGANLib.networks import Discriminator, Generator, NoiseDropout
 from RefaceCGANLib.template import MODE_SPACING, Template
 from RefaceCGANLib.training import config, native
+from RefaceCGANLib.training import ears as building_ears
 from RefaceCGANLib.training import template as building
 from RefaceCGANLib.training.anatomy import GRID, PreparedHead, inside_head
 from RefaceCGANLib.training.anatomy import example as anatomy_example
@@ -682,6 +683,8 @@ class TestTemplate:
         monkeypatch.setattr(building, "AFFINE_SMOOTH_MM", (3.0, 1.5))
         monkeypatch.setattr(building, "DEMONS_COARSE", (10, 1.8))
         monkeypatch.setattr(building, "DEMONS_FINE", (1, 2.2))
+        monkeypatch.setattr(building_ears, "MOST", 2)
+        monkeypatch.setattr(building_ears, "DEFORMED", ((5, 3.0),))
         wanted = [("ixi014", "train"), ("ixi034", "train"), ("ixi013", "train-clipped")]
         files = [
             building.HeadFiles(

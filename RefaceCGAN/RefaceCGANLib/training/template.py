@@ -4,6 +4,7 @@
     -> average -> demons to it -> sharper, unbiased average -> demons to it
     -> per head the affine map that fits its demons map best, and what that map leaves: the shape of its face
     -> our template space -> sharp average -> face region -> principal components of the shapes
+    -> an average of the ears alone, in the place of the average's
     -> what the shapes leave over at the skin, the relief of each head -> principal components of the reliefs
 
 On the way the heads are prepared for the other two trainings: for the anatomy network (`PreparedHead`: brain
@@ -34,6 +35,7 @@ from ..grid import AslView, axes_matrix, largest, resample_axes, sample
 from ..intensity import RING_MM, IntensityScale
 from ..template import MODE_SPACING, Template, warp
 from ..volume import Volume
+from .ears import average_ear, blocks, with_ears
 from .relief import Relief, relief_modes, skin_points
 
 if TYPE_CHECKING:
@@ -160,7 +162,10 @@ def build_template(heads: list[HeadFiles], reference: Path, folder: Path, worker
 
     without_relief, path = stages / "template.npz", folder / "template.npz"
     if not without_relief.exists():
-        _write(_template([head.name for head in heads if head.average], aligned), without_relief)
+        averaged = [head for head in heads if head.average]
+        plain = _template([head.name for head in averaged], aligned)
+        ear = _ear(averaged, folder / "prepared", stages / "ear.npy", workers)
+        _write(plain if ear is None else with_ears(plain, ear), without_relief)
     faces = [head for head in heads if head.face != "spoilt"]
     for group in sorted({head.group for head in faces}):
         members = [head for head in faces if head.group == group]
@@ -661,6 +666,18 @@ def _template(names: list[str], aligned: Path) -> Template:
     return replace(plain, relief_points=points, relief_modes=np.zeros((0, len(points)), np.float16))
 
 
+def _ear(heads: list[HeadFiles], prepared: Path, path: Path, workers: int | None) -> np.ndarray | None:
+    """The average ear (X, Y, Z) of some heads, which is kept in `path`; None where the field of view cuts all."""
+    if not path.exists():
+        read = (_read(prepared / head.group, head.name) for head in heads)
+        ears = [ear for data in read for ear in blocks(data["image"], data["index_to_template"])]
+        log.info("ear: %d ears", len(ears))
+        if not ears:
+            return None
+        _save_array(path, average_ear(ears, workers or os.cpu_count() or 1))
+    return _read_array(path)
+
+
 def _sharp_average(names: list[str], aligned: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The median of the heads in the average shape; how many heads show each voxel; how often it is brain
     before that deformation (0..1). All (A, S, L) on the template grid."""
@@ -724,7 +741,7 @@ def _face_region(head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     behind = np.interp(z, [-140, -105, -70, -30, -10, 16], [5, 2, 4, 22, 34, 46])  # how far back the face goes
     below = np.where(y > 40, -np.inf, -142 + (70 - y) / 65 * 36)  # a long chin, then up to the angle of the jaw
     front = (y > behind) & (z < 16) & (z > below)
-    ears = (np.abs(x) > 60) & (y > -50) & (y < 12) & (z > -80) & (z < 0)
+    ears = (np.abs(x) > 60) & (y > -58) & (y < 12) & (z > -80) & (z < 0)
     region = front & (depth < np.interp(z, [-30, -8, 16], [14, 12, 9]))
     for side in (-1, 1):  # the eyes
         region |= (x - side * 29) ** 2 + (y - 57) ** 2 + (z + 32) ** 2 < 15.5**2
