@@ -589,7 +589,7 @@ def _parser() -> argparse.ArgumentParser:
         "folder", type=Path, nargs="?", default=Path("demo-output"), metavar="OUTPUT_DIR",
         help="made where missing (default: demo-output)",
     )  # fmt: skip
-    demo.add_argument("--seed", type=_seed, default=2, metavar="N", help="draws another face (default: 2)")
+    demo.add_argument("--seed", type=_seed, default=3, metavar="N", help="draws another face (default: 3)")
     demo.set_defaults(candidates=1, dropout=None, defaced="no", force=False)
     _add_engine(demo)
 

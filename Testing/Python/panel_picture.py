@@ -31,7 +31,7 @@ from test_module import Widget  # noqa: E402
 
 PANEL, VIEWS = (420, 960), (1120, 960)
 """Width and height in pixels of the panel, and of the views beside it."""
-ROW, SEEDS = 600, (13, 7, 2)
+ROW, SEEDS = 600, (5, 4, 3)
 """Height of the 3D views; the faces that are drawn."""
 
 
