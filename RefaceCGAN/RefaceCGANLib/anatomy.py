@@ -60,11 +60,12 @@ EMPTIED = 0.25
 """A scan is already defaced where this fraction of the average face is empty to the bit (at most 0.002 in whole
 heads, 0.46 and more in defaced ones)."""
 STRIPPED, TISSUE = 0.85, 1.95
-"""A scan of which more than that fraction is empty, and whose tissue is not so many times its brain's volume, is
-skull-stripped: 0.91 to 0.96 and 1.6 to 1.7; others that are defaced have 0.52 to 0.78, or 2.2 to 2.9."""
+"""A scan of whose average face more than that fraction is empty, and whose tissue is not so many times its brain's
+volume, is skull-stripped: 0.91 to 0.96 and 1.6 to 1.7; those that are defaced have 0.52 to 0.78, or 2.2 to 2.9."""
 HOLE_REACH, HOLE_CLEFT, HOLE_RIM = 10, 6, 3
 """Voxels of the template grid. Emptied tissue so near to most of it belongs to the face that came off, and so do
-clefts of half that width; emptied air is painted where it is not nearer by the third to kept tissue."""
+clefts there (the second, as `solid` takes it); emptied air is painted but where kept tissue is nearer by more than
+the third."""
 
 
 @dataclass(frozen=True)
