@@ -137,7 +137,7 @@ def sample(source: Tensor, matrix: np.ndarray, shape: tuple[int, ...], outside: 
 
 
 def mapped(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Points (N, 3) under an affine map (4, 4)."""
+    """Points (..., 3) under an affine map (4, 4)."""
     result: np.ndarray = points @ matrix[:3, :3].T + matrix[:3, 3]
     return result
 

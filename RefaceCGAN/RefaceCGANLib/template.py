@@ -370,18 +370,11 @@ class Template:
     def sample(self, array: np.ndarray, coordinates: Tensor) -> Tensor:
         """Trilinear values of an array (A, S, L) of the template grid at template points (..., 3) in RAS mm."""
         import torch
-        from torch.nn import functional
 
         inverse = torch.from_numpy(np.linalg.inv(self.affine).astype(np.float32))
         index = coordinates @ inverse[:3, :3].T + inverse[:3, 3]
-        size = torch.tensor(array.shape, dtype=torch.float32)
-        grid = (2 * index / (size - 1) - 1).flip(-1)
-        source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
-        lead = grid.shape[:-1]
-        values = functional.grid_sample(
-            source, grid.reshape(1, -1, 1, 1, 3), align_corners=True, padding_mode="border"
-        )
-        return values.reshape(lead)
+        source = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
+        return sample_at(source, index.reshape(1, -1, 1, 3).permute(3, 0, 1, 2))[0].reshape(index.shape[:-1])
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..grid import mapped
 from ..template import Template, trilinear
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def blocks(image: np.ndarray, index_to_template: np.ndarray) -> Iterable[np.ndar
 
     to_index, image = np.linalg.inv(index_to_template), image.astype(np.float32)
     for side in (1, -1):
-        at = (_points() * (side, 1, 1)) @ to_index[:3, :3].T + to_index[:3, 3]
+        at = mapped(_points() * (side, 1, 1), to_index)
         seen = np.all((at >= 0) & (at <= np.array(image.shape) - 1), axis=1)
         ends = map_coordinates(image, at[~seen & _within(EAR, _points())].T, order=0, mode="nearest")
         if not (ends > TISSUE).any():
@@ -77,7 +78,7 @@ def with_ears(template: Template, ear: np.ndarray) -> Template:
     from scipy.ndimage import gaussian_filter
 
     index = np.stack(np.meshgrid(*map(np.arange, template.mean.shape), indexing="ij"), axis=-1)
-    points = index @ template.affine[:3, :3].T + template.affine[:3, 3]
+    points = mapped(index, template.affine)
     points[..., 0] = np.abs(points[..., 0])
     mean = template.mean.astype(np.float32)
     there = trilinear(ear[None], (points * (-1, 1, 1) - LOW).reshape(-1, 3)).reshape(mean.shape)

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from ..grid import AslView, axes_matrix, largest, resample_axes, sample
+from ..grid import AslView, axes_matrix, largest, mapped, resample_axes, sample
 from ..intensity import RING_MM, IntensityScale
 from ..template import MODE_SPACING, Template, warp
 from ..volume import Volume
@@ -545,13 +545,12 @@ def _affine_part(field: np.ndarray, matrix: np.ndarray, weight: np.ndarray) -> t
     """Split the map p -> matrix @ (p + field(p)) into the affine map (4, 4) that fits it best, reference LPS
     -> head LPS, and the rest [S, P, L, 3], LPS mm in reference space: p -> affine @ (p + rest(p))."""
     points = _reference_points(4.0)
-    mapped = (points + field.astype(np.float64)) @ matrix[:3, :3].T + matrix[:3, 3]
+    there = mapped(points + field.astype(np.float64), matrix)
     use, root = weight > 0, np.sqrt(weight[weight > 0])[:, None]
     known = np.c_[points[use], np.ones(np.count_nonzero(use))]
     affine = np.eye(4)
-    affine[:3] = np.linalg.lstsq(known * root, mapped[use] * root, rcond=None)[0].T
-    inverse = np.linalg.inv(affine)
-    return affine, mapped @ inverse[:3, :3].T + inverse[:3, 3] - points
+    affine[:3] = np.linalg.lstsq(known * root, there[use] * root, rcond=None)[0].T
+    return affine, mapped(there, np.linalg.inv(affine)) - points
 
 
 def _template_map(affine: np.ndarray) -> np.ndarray:
