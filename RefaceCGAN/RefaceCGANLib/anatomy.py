@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import CheckError
-from .grid import AslView, axes_matrix, dilate, erode, largest, resample_axes, sample, shift, solid
+from .grid import AslView, axes_matrix, dilate, erode, largest, largest_part, resample_axes, sample, shift, solid
 from .surface import skin_threshold
 
 if TYPE_CHECKING:
@@ -111,10 +111,9 @@ def locate(
 
     background = values.min()
     empty = resample_axes(values == background, view.spacing, SPACING) > 0.5
-    emptied = _emptied_share(empty, small_to_template, template)
-    already = defaced == "yes" or (defaced == "auto" and emptied > EMPTIED)
-    little = np.count_nonzero(_main_part(head)) < TISSUE * np.count_nonzero(brain)
-    if already and little and emptied > STRIPPED:
+    emptied = 0.0 if defaced == "no" else _emptied_share(empty, small_to_template, template)
+    already = defaced == "yes" or emptied > EMPTIED
+    if emptied > STRIPPED and np.count_nonzero(_main_part(head)) < TISSUE * np.count_nonzero(brain):
         raise CheckError("There is a brain but no head around it; give the scan as it was before skull stripping.")
     if not already:
         small_to_template = _refine(small_to_template, brain_map, head, template, with_face=True)
@@ -128,10 +127,8 @@ def locate(
 
     grid_to_small = np.linalg.inv(small_to_template) @ template.affine
     shape = template.mean.shape
-    stacked = np.stack([small, np.ones_like(small), brain_map, empty])
-    scan, valid, near_brain, was_emptied = sample(
-        torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape
-    )
+    stacked = np.stack([small, np.ones_like(small), brain_map])
+    scan, valid, near_brain = sample(torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape)
     seen = valid > 0.99
     average_face = torch.from_numpy(template.head & template.face_region)
     front = torch.from_numpy(template.face_region & template.window)
@@ -150,7 +147,8 @@ def locate(
     brain_native = resample_axes(brain_map, (SPACING,) * 3, view.spacing, native_shape) > 0.5
     template_index = np.linalg.inv(template.affine) @ to_template
     if already:
-        near_face = dilate(front, 10) & _before_hole(was_emptied > 0.5, scan > skin, template)
+        was_emptied = sample(torch.from_numpy(empty.astype(np.float32))[None], grid_to_small, shape)[0] > 0.5
+        near_face = dilate(front, 10) & _before_hole(was_emptied, scan > skin, template)
         region = _carry(near_face.float(), template_index, native_shape) & (values == background)
         region = _closed(region, view) & ~brain_native
         if not region.any():
@@ -200,13 +198,12 @@ def _before_hole(emptied: Tensor, tissue: Tensor, template: Template) -> Tensor:
     """What a face that came off left empty, and the air in front of that but not of kept skin: bool (A, S, L) on
     the template grid. emptied, tissue: of the scan; its air may be empty to the bit, too."""
     import torch
-    from scipy.ndimage import distance_transform_edt, label
+    from scipy.ndimage import distance_transform_edt
 
     missing = emptied & torch.from_numpy(template.head)
-    labels, count = label(missing.numpy())
-    if not count:
+    if not missing.any():
         return missing
-    hole = torch.from_numpy(labels == largest(labels))
+    hole = torch.from_numpy(largest_part(missing.numpy()))
     hole |= emptied & dilate(hole, HOLE_REACH) & (missing | solid(tissue | hole, HOLE_CLEFT))
     to_hole, to_kept = (distance_transform_edt(~part.numpy()) for part in (hole, tissue & ~hole))
     return torch.from_numpy(to_hole <= to_kept + HOLE_RIM)
@@ -391,10 +388,7 @@ def _main_part(mask: np.ndarray) -> np.ndarray:
     """The largest connected part of a bool mask, its holes filled."""
     from scipy import ndimage
 
-    labels, count = ndimage.label(mask)
-    if count == 0:
-        return mask
-    filled: np.ndarray = ndimage.binary_fill_holes(labels == largest(labels))
+    filled: np.ndarray = ndimage.binary_fill_holes(largest_part(mask))
     return filled
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .anatomy import SPACING, Anatomy
-from .grid import bounding_box, dilate, erode, finer, largest, mapped, sample_at, shift, smooth, solid
+from .grid import bounding_box, dilate, erode, finer, largest_part, mapped, sample_at, shift, smooth, solid
 from .intensity import IntensityScale
 from .template import CLEFT, SKIN_LEVEL, Meeting, Values, trilinear
 
@@ -355,12 +355,8 @@ def _without_seam(face: Tensor, original: Tensor, region: Tensor) -> Tensor:
 def _connected(tissue: Tensor) -> Tensor:
     """The head without loose specks in the air: the largest connected part."""
     import torch
-    from scipy import ndimage
 
-    labels, count = ndimage.label(tissue.numpy())
-    if count < 2:
-        return tissue
-    return torch.from_numpy(labels == largest(labels))
+    return torch.from_numpy(largest_part(tissue.numpy()))
 
 
 def _tissue_level(face: Tensor, head: Tensor) -> Tensor:

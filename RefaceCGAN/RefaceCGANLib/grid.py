@@ -142,6 +142,11 @@ def mapped(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return result
 
 
+def positions(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """Where an affine map (4, 4) leads the voxels of a grid: (A, S, L, 3)."""
+    return mapped(np.moveaxis(np.indices(shape), 0, -1), affine)
+
+
 def shift(*first: float) -> np.ndarray:
     """Index in a part that begins at `first` -> index in the whole: (4, 4)."""
     matrix = np.eye(4)
@@ -240,6 +245,14 @@ def erode(mask: Tensor, voxels: int) -> Tensor:
 def largest(labels: np.ndarray) -> int:
     """The label of the part with the most voxels; labels from 1, of which there is one."""
     return 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+
+
+def largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a bool mask; nothing where that is empty."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask)
+    return labels == largest(labels) if count else np.zeros(mask.shape, dtype=bool)
 
 
 def solid(mask: Tensor, voxels: int) -> Tensor:

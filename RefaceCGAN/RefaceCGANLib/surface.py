@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .grid import largest
+from .grid import largest_part
 from .volume import atomic_path
 
 FINEST_MM = 1.0  # finer voxels are resampled to this: a face needs no more, and time grows with the cube
@@ -134,21 +134,11 @@ def _threshold(volume: np.ndarray, step: np.ndarray) -> float:
     levels = [float(level + fraction * (tissue - level)) for fraction in SKIN_FRACTIONS]
     areas = []
     for candidate in levels:
-        head = np.pad(_largest(values >= candidate), 1)
+        head = np.pad(largest_part(values >= candidate), 1)
         outside = _outside(head, step * stride, 2).view(np.int8)
         areas.append(sum(np.count_nonzero(np.diff(outside, axis=axis)) for axis in range(3)))
     best = max(level for level, area in zip(levels, areas, strict=True) if area <= 1.005 * min(areas))
     return float(lowest + best * (highest - lowest))
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of the mask; nothing where the mask is empty."""
-    from scipy import ndimage
-
-    labels, count = ndimage.label(mask)
-    if not count:
-        return np.zeros(mask.shape, dtype=bool)
-    return labels == largest(labels)
 
 
 def _outside(head: np.ndarray, step: np.ndarray, reach: int) -> np.ndarray:
@@ -187,7 +177,7 @@ def skin_surface(array: np.ndarray, affine: np.ndarray, threshold: float | None 
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     volume, step = _prepared(array, spacing)
     level = _threshold(volume, step) if threshold is None else float(threshold)
-    head = _largest(volume >= level)
+    head = largest_part(volume >= level)
     if not head.any():
         raise InputError(f"The scan shows nothing brighter than the threshold {level:g}; choose a lower one.")
     box = tuple(slice(max(0, s.start - 2), s.stop + 2) for s in ndimage.find_objects(head.view(np.uint8))[0])

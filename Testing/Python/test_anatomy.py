@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from RefaceCGANLib.errors import CheckError
-from RefaceCGANLib.grid import AslView, resample_axes, sample
+from RefaceCGANLib.grid import AslView, mapped, resample_axes, sample
 from RefaceCGANLib.training.anatomy import rotation
 from RefaceCGANLib.volume import Volume
 from scipy import ndimage
@@ -149,7 +149,7 @@ def test_no_part_of_an_ear_is_left_in_the_air(refacer, heads):
     labels, _ = ndimage.label((values > anatomy.skin) & ~anatomy.face_region)
     sizes = np.bincount(labels.ravel())
     sizes[[0, 1 + np.argmax(sizes[1:])]] = 0  # the air, and the head
-    beside = np.abs((np.argwhere(labels) @ anatomy.to_template[:3, :3].T + anatomy.to_template[:3, 3])[:, 0]) > 60
+    beside = np.abs(mapped(np.argwhere(labels), anatomy.to_template)[:, 0]) > 60
     loose = sizes[labels[labels > 0][beside]]
     assert loose.max(initial=0) < 30  # voxels of about 1 mm: noise
 
@@ -168,6 +168,6 @@ def test_ears_that_a_defaced_head_still_has_are_not_painted_on(refacer, heads):
     volume = Volume.read(heads / "native" / "defaced_hanke.nii.gz")
     anatomy = refacer.prepare(volume).anatomy
     index = np.argwhere(anatomy.view.to_asl(volume.stored) == volume.stored.min())
-    x, y, z = anatomy.to_template[:3, :3] @ index.T + anatomy.to_template[:3, 3:]
+    x, y, z = mapped(index, anatomy.to_template).T
     by_the_ear = index[(np.abs(x) > 62) & (np.abs(x) < 90) & (y > -45) & (y < 5) & (z > -75) & (z < -5)]
     assert anatomy.face_region[tuple(by_the_ear.T)].mean() < 0.1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from RefaceCGANLib.grid import positions
 from RefaceCGANLib.template import Template
 from RefaceCGANLib.training import ears
 from scipy import ndimage
 
-X, Y, Z = np.moveaxis(ears._points().reshape(*ears.SHAPE, 3), -1, 0)
+X, Y, Z = np.moveaxis(ears._points(), -1, 0)
 
 
 def ear(moved: float = 0.0, size: float = 1.0) -> np.ndarray:
@@ -28,8 +29,7 @@ class TestBlocks:
 
     def head(self) -> np.ndarray:
         """A head along template axes at 2 mm, with a bump on its left and a taller one on its right."""
-        x, y, z = np.moveaxis(np.indices((101, 60, 70)), 0, -1).reshape(-1, 3).T.reshape(3, 101, 60, 70) * 2.0
-        x, y, z = x - 100, y - 80, z - 110
+        x, y, z = np.moveaxis(positions((101, 60, 70), self.GRID), -1, 0)
         near = (np.abs(y + 20) < 10) & (np.abs(z + 40) < np.where(x < 0, 10, 20)) & (np.abs(x) < 82)
         return np.where((np.abs(x) < 70) | near, 1.0, 0.0)
 
@@ -49,7 +49,7 @@ class TestBlocks:
 
 def test_an_ear_is_moved_scaled_and_bent_onto_the_average() -> None:
     average, other = ear(), ear(moved=5.0, size=1.1)
-    where = ears._within(ears.EAR, ears._points().reshape(*ears.SHAPE, 3))
+    where = ears._within(ears.EAR, ears._points())
     apart = np.abs(other - average)[where].mean()
     placed, field = ears._onto(average, where, None, other)
     bent, _ = ears._onto(average, where, (15, 2.2), other)
@@ -61,7 +61,7 @@ def test_an_ear_is_moved_scaled_and_bent_onto_the_average() -> None:
 def test_the_average_ear_lies_in_the_mean_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ears, "DEFORMED", (None,))
     monkeypatch.setattr(ears, "BEST", 1.0)
-    average = ears.average_ear([ear(-4.0), ear(0.0), ear(7.0)], workers=1)
+    average = ears.average_ear([ear(-4.0), ear(0.0), ear(7.0)])
     assert middle(average) == pytest.approx(-19, abs=0.7)
     sizes = [int(((block > 0.5) & (X < -74)).sum()) for block in (average, ear())]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
@@ -69,8 +69,7 @@ def test_the_average_ear_lies_in_the_mean_place(monkeypatch: pytest.MonkeyPatch)
 
 def test_both_sides_get_the_ear_and_shapes_of_faces_leave_it(template: Template) -> None:
     made = ears.with_ears(template, ear())
-    index = np.stack(np.meshgrid(*map(np.arange, template.mean.shape), indexing="ij"), axis=-1)
-    x, y, z = np.moveaxis(index @ template.affine[:3, :3].T + template.affine[:3, 3], -1, 0)
+    x, y, z = np.moveaxis(positions(template.mean.shape, template.affine), -1, 0)
     inside = (np.abs(x) > 74) & (np.abs(x) < 84) & (np.abs(y + 20) < 6) & (np.abs(z + 20) < 2)
     assert (made.weight[inside] < 0.01).all()
     assert made.mean[inside & (x < 0)].mean() == pytest.approx(float(made.mean[inside & (x > 0)].mean()), abs=0.1)

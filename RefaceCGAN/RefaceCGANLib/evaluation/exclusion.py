@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..grid import sample
+from ..grid import positions, sample
 from ..refacer import Refacer
 from ..volume import Volume, atomic_path
 from .tools import on_grid_of
@@ -87,10 +87,9 @@ def _carried_face(refacer: Refacer, to_template: np.ndarray, shape: tuple[int, .
     import torch
 
     template = refacer.model.template
-    index = np.indices(template.mean.shape).reshape(3, -1)
-    points = template.affine[:3, :3] @ index + template.affine[:3, 3:]
+    points = np.moveaxis(positions(template.mean.shape, template.affine), -1, 0)
     inside = [(low <= mm) & (mm <= high) for mm, (low, high) in zip(points, FACE_MM, strict=True)]
-    box = np.all(inside, axis=0).reshape(template.mean.shape) & template.face_region
+    box = np.all(inside, axis=0) & template.face_region
     carried = sample(torch.from_numpy(box)[None], np.linalg.inv(template.affine) @ to_template, shape)
     return np.asarray(carried[0].numpy() > 0.5)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..grid import resample_axes
+from ..grid import largest_part, resample_axes
 from ..surface import skin_threshold
 from ..volume import Volume
 
@@ -86,10 +86,8 @@ def _solid(tissue: np.ndarray, step: tuple[float, ...]) -> np.ndarray:
     """The largest piece of a mask (I, J, K), closed by `SKIN_MM` and filled."""
     from scipy import ndimage
 
-    labels, _ = ndimage.label(tissue)
-    largest = labels == np.argmax(np.bincount(labels[tissue])) if tissue.any() else tissue
     rounds = max(1, round(SKIN_MM / min(step)))
-    padded = ndimage.binary_closing(np.pad(largest, rounds), iterations=rounds)
+    padded = ndimage.binary_closing(np.pad(largest_part(tissue), rounds), iterations=rounds)
     filled: np.ndarray = ndimage.binary_fill_holes(padded)
     return filled[(slice(rounds, -rounds),) * 3]
 

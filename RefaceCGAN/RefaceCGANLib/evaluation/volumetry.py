@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from ..errors import CheckError, InputError
-from ..grid import bounding_box, sample
+from ..grid import bounding_box, largest, sample
 from ..volume import Volume, atomic_path
 from .meshnet import Network, conform, threads_of_torch
 
@@ -209,8 +209,8 @@ def _main_part(mask: np.ndarray, volume: Volume) -> np.ndarray:
     parts, count = ndimage.label(mask, np.ones((3, 3, 3), dtype=bool))
     if not count:
         raise CheckError(f"No brain was found in {volume.source or 'the scan'}; give a T1w scan of a head.")
-    largest: np.ndarray = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    return largest
+    main: np.ndarray = parts == largest(parts)
+    return main
 
 
 def _unbiased(values: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:

@@ -11,16 +11,14 @@ Blocks of ears are on a grid of their own, (X, Y, Z) along template RAS mm, 1 mm
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..grid import mapped
+from ..grid import mapped, positions, shift
 from ..template import Template, trilinear
 
 if TYPE_CHECKING:
@@ -50,26 +48,28 @@ def blocks(image: np.ndarray, index_to_template: np.ndarray) -> Iterable[np.ndar
     from scipy.ndimage import map_coordinates
 
     to_index, image = np.linalg.inv(index_to_template), image.astype(np.float32)
+    points = _points()
+    ear = _within(EAR, points)
     for side in (1, -1):
-        at = mapped(_points() * (side, 1, 1), to_index)
-        seen = np.all((at >= 0) & (at <= np.array(image.shape) - 1), axis=1)
-        ends = map_coordinates(image, at[~seen & _within(EAR, _points())].T, order=0, mode="nearest")
+        at = mapped(points * (side, 1, 1), to_index)
+        seen = np.all((at >= 0) & (at <= np.array(image.shape) - 1), axis=-1)
+        ends = map_coordinates(image, at[~seen & ear].T, order=0, mode="nearest")
         if not (ends > TISSUE).any():
-            yield map_coordinates(image, at.T, order=3).reshape(SHAPE).astype(np.float16)
+            yield map_coordinates(image, np.moveaxis(at, -1, 0), order=3).astype(np.float16)
 
 
-def average_ear(ears: list[np.ndarray], workers: int) -> np.ndarray:
-    """The average of ears (X, Y, Z), brain intensity 1: nobody's, in the mean place and shape of all."""
+def average_ear(ears: list[np.ndarray], over: Callable[..., Iterable[Any]] = map) -> np.ndarray:
+    """The average of ears (X, Y, Z), brain intensity 1: nobody's, in the mean place and shape of all. over: as
+    `map`, or that of a pool of processes."""
     ears = ears[:: -(-len(ears) // MOST)]
     average = np.median(np.stack(ears).astype(np.float32), axis=0)
-    where = _within(EAR, _points().reshape(*SHAPE, 3))
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for effort in DEFORMED:
-            found = list(pool.map(partial(_onto, average, where, effort), ears, chunksize=4))
-            alike = [np.corrcoef(np.clip(image[where], 0, BRIGHT), average[where])[0, 1] for image, _ in found]
-            best = np.flatnonzero(alike >= np.quantile(alike, 1 - BEST))
-            median = np.median(np.stack([found[i][0] for i in best]), axis=0)
-            average = _moved_back(median, np.mean([found[i][1] for i in best], axis=0))
+    where = _within(EAR, _points())
+    for effort in DEFORMED:
+        found = list(over(partial(_onto, average, where, effort), ears))
+        alike = [np.corrcoef(np.clip(image[where], 0, BRIGHT), average[where])[0, 1] for image, _ in found]
+        best = np.flatnonzero(alike >= np.quantile(alike, 1 - BEST))
+        median = np.median(np.stack([found[i][0] for i in best]), axis=0)
+        average = _moved_back(median, np.mean([found[i][1] for i in best], axis=0))
     return average
 
 
@@ -77,8 +77,7 @@ def with_ears(template: Template, ear: np.ndarray) -> Template:
     """The template with this ear (X, Y, Z) on both sides of its average head, where shapes of faces leave it."""
     from scipy.ndimage import gaussian_filter
 
-    index = np.stack(np.meshgrid(*map(np.arange, template.mean.shape), indexing="ij"), axis=-1)
-    points = mapped(index, template.affine)
+    points = positions(template.mean.shape, template.affine)
     points[..., 0] = np.abs(points[..., 0])
     mean = template.mean.astype(np.float32)
     there = trilinear(ear[None], (points * (-1, 1, 1) - LOW).reshape(-1, 3)).reshape(mean.shape)
@@ -95,9 +94,8 @@ def with_ears(template: Template, ear: np.ndarray) -> Template:
 
 
 def _points() -> np.ndarray:
-    """The voxels of a block: (X * Y * Z, 3) template RAS mm."""
-    axes = [low + np.arange(length) for low, length in zip(LOW, SHAPE, strict=True)]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    """The voxels of a block: (X, Y, Z, 3) template RAS mm."""
+    return positions(SHAPE, shift(*LOW))
 
 
 def _within(box: tuple[tuple[float, float], ...], points: np.ndarray) -> np.ndarray:
@@ -128,7 +126,6 @@ def _onto(
     (X, Y, Z, 3) in mm: the average shows at p what the ear shows at p + field(p)."""
     import SimpleITK as sitk
 
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     whole = _image(ear.astype(np.float32))
     fixed, moving = (
         sitk.SmoothingRecursiveGaussian(sitk.Clamp(image, sitk.sitkFloat32, 0.0, BRIGHT), 1.0)

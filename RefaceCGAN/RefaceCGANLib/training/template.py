@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from ..grid import AslView, axes_matrix, largest, mapped, resample_axes, sample
+from ..grid import AslView, axes_matrix, largest_part, mapped, positions, resample_axes, sample
 from ..intensity import RING_MM, IntensityScale
 from ..template import MODE_SPACING, Template, warp
 from ..volume import Volume
@@ -673,7 +673,8 @@ def _ear(heads: list[HeadFiles], prepared: Path, path: Path, workers: int | None
         log.info("ear: %d ears", len(ears))
         if not ears:
             return None
-        _save_array(path, average_ear(ears, workers or os.cpu_count() or 1))
+        with ProcessPoolExecutor(workers or os.cpu_count() or 1, get_context("spawn"), _one_thread) as pool:
+            _save_array(path, average_ear(ears, pool.map))
     return _read_array(path)
 
 
@@ -719,8 +720,7 @@ def _head_mask(average: np.ndarray) -> np.ndarray:
 
     mask = ndimage.gaussian_filter(average, 0.7) > HEAD_LEVEL
     mask = ndimage.binary_closing(np.pad(mask, 6, mode="edge"), iterations=4)[6:-6, 6:-6, 6:-6]
-    labels, _ = ndimage.label(mask)
-    mask = labels == largest(labels)
+    mask = largest_part(mask)
     closed_below = np.pad(mask, ((0, 0), (1, 0), (0, 0)), constant_values=True)
     filled: np.ndarray = ndimage.binary_fill_holes(closed_below)[:, 1:]
     return filled
@@ -732,8 +732,7 @@ def _face_region(head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     All numbers are template mm (x to the right, y to the front, z up; 0 is the anterior commissure)."""
     from scipy.ndimage import distance_transform_edt
 
-    index = np.stack(np.meshgrid(*map(np.arange, head.shape), indexing="ij"))
-    x, y, z = np.tensordot(GRID_AFFINE[:3, :3], index, 1) + GRID_AFFINE[:3, 3].reshape(3, 1, 1, 1)
+    x, y, z = np.moveaxis(positions(head.shape, GRID_AFFINE), -1, 0)
     neck = 30
     deep = distance_transform_edt(np.pad(head, ((0, 0), (neck, 0), (0, 0)), mode="edge"), sampling=SPACING)
     depth = deep[:, neck:]
@@ -804,10 +803,7 @@ def _placements(shape: tuple[int, ...]) -> np.ndarray:
 
     The affine map of each head takes just that out of its shape. A random face that sat on every skull as the
     average face does would keep its owner's proportions, and with them some likeness."""
-    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"))
-    grid = _coarser(GRID_AFFINE, MODE_SPACING)
-    points = np.tensordot(grid[:3, :3], index, 1) + grid[:3, 3].reshape(3, 1, 1, 1)
-    x, y, z = points - np.reshape(FACE_CENTRE, (3, 1, 1, 1))
+    x, y, z = np.moveaxis(positions(shape, _coarser(GRID_AFFINE, MODE_SPACING)) - FACE_CENTRE, -1, 0)
     none, (up, around, aside), (wide, long, high) = np.zeros_like(x), np.radians(TURNS), GROWTHS
     front, above = SHIFTS_MM
     fields = [
