@@ -18,7 +18,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import CheckError
-from .grid import AslView, axes_matrix, dilate, erode, largest, largest_part, resample_axes, sample, shift, solid
+from .grid import (
+    AslView,
+    axes_matrix,
+    bounding_box,
+    dilate,
+    erode,
+    largest,
+    largest_part,
+    resample_axes,
+    sample,
+    shift,
+    solid,
+)
 from .surface import skin_threshold
 
 if TYPE_CHECKING:
@@ -35,11 +47,13 @@ average brain, in case the mask misses a part."""
 SHALLOW, DEEP_MARGIN = 2, 8
 """What lies more than so many voxels deep in the average head, and is no skin, keeps further away: emptied it
 would hide nothing, and brain segmentations look at it."""
-SKIN_DEPTH = 3
+SKIN_DEPTH = 2
 """Voxels of the template grid: at least this much of the scan's own skin is in the face region."""
-EAR_MM, EAR_AROUND = 50.0, 2
-"""Ears lie so far from the middle plane of the template; what of them sticks out of the face region is added to it
-with so many voxels of the template grid around."""
+EAR_MM, EAR_Y_MM, EAR_Z_MM = 50.0, (-58.0, 12.0), (-80.0, 0.0)
+"""Ears lie so far from the middle plane of the template, and between these y and z."""
+EAR_THICK, EAR_LEAST, EAR_AROUND = 6, 20, 2
+"""Voxels of the template grid: what is thinner than twice the first and at the side of a head is an ear, if it has
+more voxels than the second; so many around it are in the face region with it, and no others at the sides."""
 ROUNDING = 1.0
 """Voxels of the template grid: takes the corners off the face region's border."""
 SMOOTHING = 0.7
@@ -158,6 +172,9 @@ def locate(
         shallow = dilate(~torch.from_numpy(template.head), SHALLOW)
         wanted = torch.from_numpy(template.face_region) & (shallow | ~dilate(brain_there, DEEP_MARGIN))
         wanted |= torch.from_numpy(template.window) & dilate(air, SKIN_DEPTH)
+        beside = _beside(template)
+        ears = dilate(_ears(scan > skin, beside, template), EAR_AROUND)
+        wanted &= torch.from_numpy(~beside) | ears
         wanted &= ~dilate(brain_there, BRAIN_MARGIN)
         wanted |= _cut_ears(scan > skin, wanted, template)
         rounded = ndimage.gaussian_filter(wanted.float().numpy(), ROUNDING)
@@ -178,6 +195,46 @@ def locate(
     )
 
 
+def _beside(template: Template) -> np.ndarray:
+    """Where ears may be, bool (A, S, L) on the template grid."""
+    x, y, z = _coordinates(template)
+    (back, front), (low, high) = EAR_Y_MM, EAR_Z_MM
+    beside: np.ndarray = (np.abs(x) > EAR_MM) & (back < y) & (y < front) & (low < z) & (z < high)
+    return beside
+
+
+def _coordinates(template: Template) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x (1, 1, L), y (A, 1, 1) and z (1, S, 1) of the template grid in mm."""
+    to_mm, (a, s, left) = template.affine, np.ogrid[tuple(slice(n) for n in template.head.shape)]
+    return to_mm[0, 2] * left + to_mm[0, 3], to_mm[1, 0] * a + to_mm[1, 3], to_mm[2, 1] * s + to_mm[2, 3]
+
+
+def _ears(tissue: Tensor, beside: np.ndarray, template: Template) -> Tensor:
+    """The ears of the scan and of the average head, bool (A, S, L) on the template grid. tissue: of the scan.
+    beside: where ears may be."""
+    import torch
+    from scipy import ndimage
+
+    box = tuple(slice(max(0, at.start - 2 * EAR_THICK), at.stop + 2 * EAR_THICK) for at in bounding_box(beside))
+    ears = np.zeros_like(beside)
+    for head in (ndimage.binary_fill_holes(tissue.numpy()), template.head):
+        ears[box] |= beside[box] & _thin(head[box])
+    labels, _ = ndimage.label(ears)
+    ears &= (np.bincount(labels.ravel()) >= EAR_LEAST)[labels]
+    return torch.from_numpy(ears)
+
+
+def _thin(head: np.ndarray) -> np.ndarray:
+    """What of a bool mask (A, S, L), which goes on beyond the array, no ball of radius `EAR_THICK` fits in."""
+    from scipy.ndimage import distance_transform_edt
+
+    padded = np.pad(head, EAR_THICK + 2, mode="edge")
+    reached = distance_transform_edt(distance_transform_edt(padded) <= EAR_THICK) <= EAR_THICK
+    inside = slice(EAR_THICK + 2, -EAR_THICK - 2)
+    thin: np.ndarray = head & ~reached[inside, inside, inside]
+    return thin
+
+
 def _cut_ears(tissue: Tensor, region: Tensor, template: Template) -> Tensor:
     """What would be left of the ears, bool (A, S, L) on the template grid: an ear hangs on its front, and without
     that is loose. tissue: of the scan.  region: the face region so far."""
@@ -188,7 +245,7 @@ def _cut_ears(tissue: Tensor, region: Tensor, template: Template) -> Tensor:
     if count < 2:
         return torch.zeros_like(region)
     head = largest(labels)
-    side = np.abs(template.affine[0, 3] + template.affine[0, 2] * np.arange(labels.shape[2])) > EAR_MM
+    side = np.abs(_coordinates(template)[0]) > EAR_MM
     touched = np.unique(labels[dilate(region, 1).numpy() & side])
     loose = torch.from_numpy(np.isin(labels, touched[(touched > 0) & (touched != head)]))
     return dilate(loose, EAR_AROUND) & torch.from_numpy(labels != head)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from RefaceCGANLib.anatomy import _thin
 from RefaceCGANLib.errors import CheckError
 from RefaceCGANLib.grid import AslView, mapped, resample_axes, sample
 from RefaceCGANLib.training.anatomy import rotation
@@ -152,6 +153,32 @@ def test_no_part_of_an_ear_is_left_in_the_air(refacer, heads):
     beside = np.abs(mapped(np.argwhere(labels), anatomy.to_template)[:, 0]) > 60
     loose = sizes[labels[labels > 0][beside]]
     assert loose.max(initial=0) < 30  # voxels of about 1 mm: noise
+
+
+def test_what_sticks_out_of_a_head_is_an_ear_and_the_head_is_not():
+    a, s, left = np.indices((60, 60, 70)) - 30
+    ball = a**2 + s**2 + left**2 < 25**2
+    ear = (np.abs(s) < 8) & (np.abs(a) < 5) & (left > 20) & (left < 33) & ~ball
+    assert (_thin(ball | ear) & ear).sum() > 0.9 * ear.sum()
+    assert not _thin(ball)[~(np.abs(s) < 12)].any()
+    cut = np.abs(a) < 10  # the head goes on beyond the field of view
+    assert not _thin((ball & cut)[20:40]).any()
+
+
+def test_ears_are_replaced_and_the_scalp_around_them_kept(refacer, heads):
+    """The scalp is thin there, and brain segmentations look at it."""
+    volume = Volume.read(heads / "native" / "adi.nii.gz")
+    anatomy = refacer.prepare(volume).anatomy
+    scan = anatomy.view.to_asl(volume.array)
+    tissue = np.argwhere(scan > anatomy.skin)
+    x, y, z = mapped(tissue, anatomy.to_template).T
+    replaced = anatomy.face_region[tuple(tissue.T)]
+    ear = (np.abs(x) > 80) & (y < 0) & (z < -10) & (z > -75)  # nothing else of this head is as far out
+    assert np.count_nonzero(ear) > 2000
+    assert replaced[ear].mean() > 0.98
+    above = (np.abs(x) > 60) & (y > -55) & (y < -5) & (z > -8) & (z < 0)
+    before = (np.abs(x) > 60) & (y > 4) & (y < 12) & (z > -50) & (z < -5)
+    assert replaced[above].mean() < 0.1 and replaced[before].mean() < 0.1
 
 
 def test_a_head_that_is_cut_close_to_the_brain_counts_as_defaced(refacer, head):
