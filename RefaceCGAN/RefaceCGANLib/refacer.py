@@ -245,7 +245,7 @@ class Refacer:
         at = np.rint(_indices(anatomy.face_region[::2, ::2, ::2], matrix)).astype(int)
         at = at[((at >= 0) & (at < template.head.shape)).all(axis=1)]
         tissue = np.count_nonzero(template.head[tuple(at.T)])
-        return 8 * tissue * float(np.prod(anatomy.view.spacing)) / 1000
+        return float(8 * tissue * np.prod(anatomy.view.spacing) / 1000)
 
     def _working_scan(
         self,
