@@ -3,8 +3,8 @@
 A small network, trained on scans of random pose, field of view and contrast, says for every voxel whether it
 is brain and roughly where it lies in the template. An affine map through these coordinates, then refined until
 brain and skull lie on those of the average head, carries the template's face region into the scan. So the
-region's inner surface is that of the average head and tells nothing about the person. (The paper takes AFNI's
-registration for this: two minutes.)
+region's inner surface is that of the average head and tells nothing about the person, but at the sides, where the
+region is no larger than the ears of both. (The paper takes AFNI's registration for this: two minutes.)
 
 Masks are bool in ASL order (`AslView`), on the native grid unless said otherwise.
 """
@@ -53,7 +53,7 @@ EAR_MM, EAR_Y_MM, EAR_Z_MM = 50.0, (-58.0, 12.0), (-80.0, 0.0)
 """Ears lie so far from the middle plane of the template, and between these y and z."""
 EAR_THICK, EAR_LEAST, EAR_AROUND = 6, 20, 2
 """Voxels of the template grid: what is thinner than twice the first and at the side of a head is an ear, if it has
-more voxels than the second; so many around it are in the face region with it, and no others at the sides."""
+no fewer voxels than the second; so many around it are in the face region with it, and no others at the sides."""
 ROUNDING = 1.0
 """Voxels of the template grid: takes the corners off the face region's border."""
 SMOOTHING = 0.7
@@ -143,7 +143,7 @@ def locate(
     shape = template.mean.shape
     stacked = np.stack([small, np.ones_like(small), brain_map])
     scan, valid, near_brain = sample(torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape)
-    seen = valid > 0.99
+    seen, tissue = valid > 0.99, scan > skin
     average_face = torch.from_numpy(template.head & template.face_region)
     front = torch.from_numpy(template.face_region & template.window)
     in_view = float((seen & average_face).sum() / average_face.sum())
@@ -162,21 +162,20 @@ def locate(
     template_index = np.linalg.inv(template.affine) @ to_template
     if already:
         was_emptied = sample(torch.from_numpy(empty.astype(np.float32))[None], grid_to_small, shape)[0] > 0.5
-        near_face = dilate(front, 10) & _before_hole(was_emptied, scan > skin, template)
+        near_face = dilate(front, 10) & _before_hole(was_emptied, tissue, template)
         region = _carry(near_face.float(), template_index, native_shape) & (values == background)
         region = _closed(region, view) & ~brain_native
         if not region.any():
             raise CheckError("The scan was called defaced, but nothing in its face is empty; use --defaced no.")
     else:
-        air, brain_there = ~solid((scan > skin) | ~seen, 4), here | average_brain
+        air, brain_there = ~solid(tissue | ~seen, 4), here | average_brain
         shallow = dilate(~torch.from_numpy(template.head), SHALLOW)
         wanted = torch.from_numpy(template.face_region) & (shallow | ~dilate(brain_there, DEEP_MARGIN))
         wanted |= torch.from_numpy(template.window) & dilate(air, SKIN_DEPTH)
         beside = _beside(template)
-        ears = dilate(_ears(scan > skin, beside, template), EAR_AROUND)
-        wanted &= torch.from_numpy(~beside) | ears
+        wanted &= torch.from_numpy(~beside) | dilate(_ears(tissue, beside, template), EAR_AROUND)
         wanted &= ~dilate(brain_there, BRAIN_MARGIN)
-        wanted |= _cut_ears(scan > skin, wanted, template)
+        wanted |= _cut_ears(tissue, wanted, template)
         rounded = ndimage.gaussian_filter(wanted.float().numpy(), ROUNDING)
         region = _carry(torch.from_numpy(rounded), template_index, native_shape) & ~brain_native
     warnings = []

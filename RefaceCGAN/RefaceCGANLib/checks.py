@@ -39,8 +39,8 @@ class Check:
 def check(
     original: Volume, refaced: Volume, anatomy: Anatomy, air_mask: np.ndarray, expected_ml: float
 ) -> list[Check]:
-    """Compare a refaced scan with its original, both native; air_mask (A, S, L); expected_ml: tissue in the
-    average head's face region, in this scan's millilitres."""
+    """Compare a refaced scan with its original, both native; air_mask (A, S, L); expected_ml: tissue of
+    the average head in this scan's face region, in this scan's millilitres."""
     same_geometry = (
         original.stored.dtype == refaced.stored.dtype
         and original.stored.shape == refaced.stored.shape
