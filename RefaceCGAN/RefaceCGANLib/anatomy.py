@@ -44,7 +44,7 @@ SPACING = 2.0
 BRAIN_MARGIN = 4
 """Voxels of the template grid (2 mm): the face region keeps this far from the brain mask, and from the
 average brain, in case the mask misses a part."""
-SHALLOW, DEEP_MARGIN = 2, 8
+SHALLOW, DEEP_MARGIN = 1, 8
 """What lies more than so many voxels deep in the average head, and is no skin, keeps further away: emptied it
 would hide nothing, and brain segmentations look at it."""
 SKIN_DEPTH = 2

@@ -50,8 +50,9 @@ REACH, STEP = 5.0, 0.25
 RIM = (3, 4)
 """Voxels inside and outside the border of the face region between which kept skin, if there is some, is the rim
 that painted skin has to meet. Inside, as the border may run above the skin."""
-HIDDEN = 0.02
-"""Skin is kept where no more than this part of what tells of it is emptied."""
+HIDDEN, SCRAPED = 0.02, 0.8
+"""Skin is kept where no more than the first part of what tells of it is emptied, or no more than so many voxels of
+it: there the border of what is emptied runs along it, and a new face would lie on it like a patch."""
 SHALLOW = 1.5
 """Voxels below the original skin at most, not to take for it what is kept of the bone under it."""
 RIM_REACH = 10.0
@@ -172,7 +173,9 @@ class Template:
         heights = self._crisp + np.asarray(code[count:], np.float32) @ self.relief_modes.astype(np.float32)
         if meeting is None:
             return self.shaped(displacement, heights)
-        return self.shaped(displacement + meeting.shift, heights, self._raise(self._lacking(code, meeting)))
+        bridge = self._bridge(code, meeting)
+        raise_by = self._raise(self._lacking(code, meeting, bridge))
+        return self.shaped(displacement + meeting.shift + bridge, heights, raise_by)
 
     def shaped(self, displacement: Tensor, heights: np.ndarray, raise_by: np.ndarray | None = None) -> Tensor:
         """The average head whose skin is raised by `heights` (N,) mm at the skin points, times `weight`, and by
@@ -218,11 +221,28 @@ class Template:
             code = np.linalg.solve(base + some @ some.T, wanted).astype(np.float32)
         return code
 
-    def _lacking(self, code: np.ndarray, meeting: Meeting) -> np.ndarray:
+    def _drawn(self, code: np.ndarray) -> np.ndarray:
+        """How far (N,) mm in front of the average skin that of a face of shape `code` (K + M,) lies."""
+        return np.asarray(self._crisp * self._relief_weight + np.asarray(code, np.float32) @ self.profiles[1:])
+
+    def _bridge(self, code: np.ndarray, meeting: Meeting) -> Tensor:
+        """The displacement (3, A, S, L) in voxels that takes a face of shape `code` (K + M,) gently to where the
+        average one meets the kept skin: without it a raised brow ends in a ledge."""
+        drawn = self._drawn(code)[meeting.nearest] / self.spacing
+        missed = np.where(np.isfinite(meeting.kept), -drawn, np.nan)
+        return meeting.rim.led_on(missed, MEETING_WIDE, self.mean.shape)
+
+    def _raised_by(self, displacement: Tensor) -> np.ndarray:
+        """How much (N,) mm a displacement (3, A, S, L) in voxels raises the average skin."""
+        moved = trilinear(displacement.numpy(), self.relief_points)
+        return np.asarray(-(moved * self.relief_normals.T).sum(axis=0) * self.spacing)
+
+    def _lacking(self, code: np.ndarray, meeting: Meeting, bridge: Tensor | None = None) -> np.ndarray:
         """How much higher (N,) mm the skin of a face must be to cover what it has to; below 0 where it must be
-        lower to stay in the field of view."""
-        drawn = self._crisp * self._relief_weight + np.asarray(code, np.float32) @ self.profiles[1:]
-        reached = self.profiles[0] + drawn + meeting.raised
+        lower to stay in the field of view. bridge: displacement (3, A, S, L) in voxels that moves it, too."""
+        reached = self.profiles[0] + self._drawn(code) + meeting.raised
+        if bridge is not None:
+            reached = reached + self._raised_by(bridge)
         higher = np.clip(meeting.least - reached, 0, COVER_MOST)
         lower = np.clip(meeting.most - reached, -COVER_MOST, 0)
         return np.asarray(np.where(higher > 0, higher, lower), np.float32)
@@ -351,6 +371,7 @@ class Template:
         -1..1, and how much of it is emptied, 0..1, on a grid as fine as there is."""
         import torch
         from scipy.ndimage import distance_transform_edt
+        from scipy.spatial import cKDTree
 
         depth = distance_transform_edt(head)
         rim, kept = Rim.of(self, region, depth, values, hidden)
@@ -360,12 +381,12 @@ class Template:
         for window in (MEETING_WIDE, MEETING_NARROW):
             missed = kept - rim.heights(warp(mean, displacement + shift)[0].numpy())
             shift = shift + rim.led_on(missed, window, self.mean.shape)
-        raised = -(trilinear(shift.numpy(), self.relief_points) * self.relief_normals.T).sum(axis=0) * self.spacing
+        nearest = cKDTree(self.relief_points).query(rim.points)[1]
         deep = {mm: (depth * self.spacing > mm) & ~region for mm in COVER_MM}
         least = np.max([self.outermost(deep[mm]) + cover for mm, cover in COVER_MM.items()], axis=0)
         most = self.outermost(seen) - EDGE_MM
         most[(self.relief_normals[:, 0] < 0.5) | (most < -COVER_MOST)] = np.inf  # a chin may be cut, as it was
-        return Meeting(rim, kept, shift, raised, least, most)
+        return Meeting(rim, kept, nearest, shift, self._raised_by(shift), least, most)
 
     def sample(self, array: np.ndarray, coordinates: Tensor) -> Tensor:
         """Trilinear values of an array (A, S, L) of the template grid at template points (..., 3) in RAS mm."""
@@ -381,13 +402,15 @@ class Template:
 class Meeting:
     """What a face drawn on one scan has to meet.
 
-    rim: the points where it meets the kept skin.  kept: (R,) voxels, where that lies: `Rim.heights`.
+    rim: the points where it meets the kept skin.  kept: (R,) voxels, where that lies: `Rim.heights`.  nearest:
+    (R,) the skin point nearest to each.
     shift: (3, A, S, L) voxels, the displacement that lets the average face meet it.  raised: (N,) mm by which that
     raises its skin.  least: (N,) mm, how high the skin must be to cover the kept tissue under it.  most: (N,) mm,
     how high it may be to stay in view."""
 
     rim: Rim
     kept: np.ndarray
+    nearest: np.ndarray
     shift: Tensor
     raised: np.ndarray
     least: np.ndarray
@@ -455,7 +478,8 @@ class Rim:
         found = _crossings(values, SKIN_LEVEL, points, normals, RIM_REACH, outermost=True)
         at = points + np.nan_to_num(found)[:, None] * normals
         cut = np.maximum(*(hidden(at + side * STEP * normals) for side in (-1, 1))) > HIDDEN
-        skin = np.isfinite(found) & ~cut & (trilinear(depth[None], at)[0] < SHALLOW)
+        below = trilinear(depth[None], at)[0]
+        skin = np.isfinite(found) & (below < np.where(cut, SCRAPED, SHALLOW))
         points, normals, found = points[skin], normals[skin], found[skin]
         tree = cKDTree(points)
         widest, reach = MEETING_WIDE
