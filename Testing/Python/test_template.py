@@ -10,8 +10,19 @@ from RefaceCGANLib.compose import CHANGED, PIT, with_skin_of
 from RefaceCGANLib.grid import erode, solid
 from RefaceCGANLib.models import Model
 from RefaceCGANLib.refacer import INNER
-from RefaceCGANLib.template import CLEFT, COVER_MM, EDGE_MM, SKIN_LEVEL, Meeting, Template, reader, warp
+from RefaceCGANLib.template import (
+    CLEFT,
+    COVER_MM,
+    EDGE_MM,
+    MEETING_WIDE,
+    SKIN_LEVEL,
+    Meeting,
+    Template,
+    reader,
+    warp,
+)
 from RefaceCGANLib.training.template import WORKING_SPANS, _placements
+from scipy.spatial import cKDTree
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +102,31 @@ def test_what_is_led_on_has_no_streaks(meeting: Meeting) -> None:
     steps = max(float(np.abs(np.diff(field, axis=axis)).max()) for axis in (1, 2, 3))
     assert np.abs(field).max() > 1.5
     assert steps < 1.0  # less than a voxel from one voxel to the next: nothing folds
+
+
+@pytest.mark.parametrize("by_mm", [6.0, -6.0])
+def test_a_drawn_face_comes_gently_to_the_kept_skin(
+    template: Template, meeting: Meeting, monkeypatch: pytest.MonkeyPatch, by_mm: float
+) -> None:
+    """A face that lies off the kept skin all along the rim comes to it, and not at once: that would be a ledge."""
+    monkeypatch.setattr(Template, "_drawn", lambda *_: np.full(len(template.relief_points), by_mm))
+    bridge = template._bridge(np.zeros(template.modes_count), meeting)
+    lying = by_mm + template._raised_by(bridge)
+    away = cKDTree(meeting.rim.points).query(template.relief_points)[0]
+    assert np.median(np.abs(lying[away < 1])) < abs(by_mm) / 10
+    assert np.abs(lying[away > MEETING_WIDE[1] + 2] - by_mm).max() < 0.1
+    one, other = cKDTree(template.relief_points).query_pairs(1.5, output_type="ndarray").T
+    assert np.abs(lying[one] - lying[other]).max() < abs(by_mm) / 4
+
+
+def test_skin_along_which_the_region_ends_is_met(template: Template, average: np.ndarray) -> None:
+    """Where the air in front of the skin is all that is emptied, a new face may not lie on that skin."""
+    air = ~solid(torch.from_numpy(average > SKIN_LEVEL), CLEFT).numpy()
+    meeting = meeting_of(template, average, template.face_region & air)
+    covered = template.face_region[*np.rint(template.relief_points).astype(int).T]
+    away = cKDTree(meeting.rim.points).query(template.relief_points[covered])[0]
+    assert (away < 2).mean() > 0.9
+    assert np.abs(np.nanmedian(meeting.kept)) < 0.5  # voxels: how far off the cut edge tells the skin to be
 
 
 def test_skin_of_the_rim_is_not_mistaken_for_bone(average: np.ndarray, meeting: Meeting) -> None:
