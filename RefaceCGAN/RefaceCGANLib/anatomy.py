@@ -47,8 +47,9 @@ average brain, in case the mask misses a part."""
 SHALLOW, DEEP_MARGIN = 1, 8
 """What lies more than so many voxels deep in the average head, and is no skin, keeps further away: emptied it
 would hide nothing, and brain segmentations look at it."""
-SKIN_DEPTH = 2
-"""Voxels of the template grid: at least this much of the scan's own skin is in the face region."""
+SKIN_DEPTH, SKIN_CLEFT = 2, 3
+"""Voxels of the template grid: at least this much of the scan's own skin is in the face region, also in clefts, as
+beside the nose, but for those narrower than twice the second."""
 EAR_MM, EAR_Y_MM, EAR_Z_MM = 50.0, (-58.0, 12.0), (-80.0, 0.0)
 """Ears lie so far from the middle plane of the template, and between these y and z."""
 EAR_THICK, EAR_LEAST, EAR_AROUND = 6, 20, 2
@@ -168,7 +169,7 @@ def locate(
         if not region.any():
             raise CheckError("The scan was called defaced, but nothing in its face is empty; use --defaced no.")
     else:
-        air, brain_there = ~solid(tissue | ~seen, 4), here | average_brain
+        air, brain_there = ~solid(tissue | ~seen, SKIN_CLEFT), here | average_brain
         shallow = dilate(~torch.from_numpy(template.head), SHALLOW)
         wanted = torch.from_numpy(template.face_region) & (shallow | ~dilate(brain_there, DEEP_MARGIN))
         wanted |= torch.from_numpy(template.window) & dilate(air, SKIN_DEPTH)
