@@ -174,7 +174,7 @@ class Template:
         if meeting is None:
             return self.shaped(displacement, heights)
         bridge = self._bridge(code, meeting)
-        raise_by = self._raise(self._lacking(code, meeting, bridge))
+        raise_by = self._raise(self._lacking(code, meeting, self._raised_by(bridge)))
         return self.shaped(displacement + meeting.shift + bridge, heights, raise_by)
 
     def shaped(self, displacement: Tensor, heights: np.ndarray, raise_by: np.ndarray | None = None) -> Tensor:
@@ -237,12 +237,10 @@ class Template:
         moved = trilinear(displacement.numpy(), self.relief_points)
         return np.asarray(-(moved * self.relief_normals.T).sum(axis=0) * self.spacing)
 
-    def _lacking(self, code: np.ndarray, meeting: Meeting, bridge: Tensor | None = None) -> np.ndarray:
+    def _lacking(self, code: np.ndarray, meeting: Meeting, bridged: np.ndarray | float = 0.0) -> np.ndarray:
         """How much higher (N,) mm the skin of a face must be to cover what it has to; below 0 where it must be
-        lower to stay in the field of view. bridge: displacement (3, A, S, L) in voxels that moves it, too."""
-        reached = self.profiles[0] + self._drawn(code) + meeting.raised
-        if bridge is not None:
-            reached = reached + self._raised_by(bridge)
+        lower to stay in the field of view. bridged: (N,) mm by which `_bridge` raises it."""
+        reached = self.profiles[0] + self._drawn(code) + meeting.raised + bridged
         higher = np.clip(meeting.least - reached, 0, COVER_MOST)
         lower = np.clip(meeting.most - reached, -COVER_MOST, 0)
         return np.asarray(np.where(higher > 0, higher, lower), np.float32)
