@@ -29,6 +29,7 @@ from .grid import (
     resample_axes,
     sample,
     shift,
+    smooth,
     solid,
 )
 from .surface import skin_threshold
@@ -36,7 +37,7 @@ from .surface import skin_threshold
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .networks import AnatomyNetwork
+    from .networks import AnatomyNetwork, BrainNetwork
     from .template import Template
 
 SPACING = 2.0
@@ -45,50 +46,71 @@ BRAIN_MARGIN = 4
 """Voxels of the template grid (2 mm): the face region keeps this far from the brain mask, and from the
 average brain, in case the mask misses a part."""
 SHALLOW, DEEP_MARGIN = 1, 8
-"""What lies more than so many voxels deep in the average head, and is no skin, keeps further away: emptied it
-would hide nothing, and brain segmentations look at it."""
+"""Voxels of the template grid. Tissue deeper in the average head than the first (which is no skin) stays further
+from the brain than the second: emptied it would hide nothing, and brain segmentations look at it."""
 SKIN_DEPTH, SKIN_CLEFT = 2, 3
 """Voxels of the template grid: at least this much of the scan's own skin is in the face region, also in clefts, as
 beside the nose, but for those narrower than twice the second."""
 EAR_MM, EAR_Y_MM, EAR_Z_MM = 50.0, (-58.0, 12.0), (-80.0, 0.0)
 """Ears lie so far from the middle plane of the template, and between these y and z."""
 EAR_THICK, EAR_LEAST, EAR_AROUND = 6, 20, 2
-"""Voxels of the template grid: what is thinner than twice the first and at the side of a head is an ear, if it has
-no fewer voxels than the second; so many around it are in the face region with it, and no others at the sides."""
+"""Voxels of the template grid. At the side of a head, what is thinner than twice the first is an ear, if it has at
+least as many voxels as the second; the third is how far around it the face region goes."""
 ROUNDING = 1.0
 """Voxels of the template grid: takes the corners off the face region's border."""
 SMOOTHING = 0.7
 """Voxels of the anatomy grid: takes the roughness off the brain probability."""
-BRAIN_ML = (400.0, 2600.0)
-"""A brain outside this range is no brain."""
-SCALES = (0.6, 1.6)
-"""Size of a head along any direction against the template's."""
-STRETCH = 1.3
-"""The head's largest scale against its smallest; 1.18 at most in 156 real heads."""
+LEVEL_SIGMA, LEVEL_TO, LEAST_LEVEL = 12.0, 0.6, 0.01
+"""`scale_input`: sigma of the Gaussian in voxels of 2 mm; the value of tissue at the local level; the least local
+level as a share of the highest, so that noise in the air stays noise."""
+CONTRAST_SIGMA, LEAST_SPREAD = 6.0, 2e-4
+"""`contrast_input`: sigma of the Gaussian in voxels of 4 mm, and the least spread, so that what is flat stays flat."""
+AIR_PERCENTILE = 0.1
+"""Of all voxels: the level of air. Not the minimum, as single voxels may be broken."""
+BRAIN_ML = (150.0, 2600.0)
+"""A brain outside this range is no brain; newborns have 250 ml, and the field of view may cut some off."""
+BRAIN_MM = (50.0, 250.0)
+"""Extent of a brain in view along each axis of the scan."""
+SCALES = (0.5, 1.6)
+"""Size of a head against the template's."""
+STRETCH = 1.12
+"""The affine map may stretch a head by this against its similarity map along any direction; 1.09 at most in 156
+real heads. Beyond, it has been misled, by what is not in view or not there, and the similarity map is kept."""
 MISFIT_MM = 12.0
 """Mean distance between the network's coordinates and the affine map through them, at most."""
 IN_VIEW = 0.5
 """Fraction of the average face that must lie in the field of view."""
-OVERLAP = 0.8
+OVERLAP = 0.75
 """Dice of the scan's brain with the average one after alignment, at least."""
+COVERED_MM = 4.5
+"""How deep a quarter of the brain's surface lies at most under the skin of a brain that was stripped of its head, in
+a head of the template's size: 0 to 3 mm there, 6 mm and more in heads."""
+FULL = 0.68
+"""Share of the scan that is brighter than its skin from which on that is noise where there is no signal."""
 EMPTIED = 0.25
-"""A scan is already defaced where this fraction of the average face is empty to the bit (at most 0.002 in whole
-heads, 0.46 and more in defaced ones)."""
-STRIPPED, TISSUE = 0.85, 1.95
-"""A scan of whose average face more than that fraction is empty, and whose tissue is not so many times its brain's
-volume, is skull-stripped: 0.91 to 0.96 and 1.6 to 1.7; those that are defaced have 0.52 to 0.78, or 2.2 to 2.9."""
+"""A scan is already defaced where this fraction of the average face is constant (at most 0.002 in whole heads, 0.46
+and more in defaced ones)."""
 HOLE_REACH, HOLE_CLEFT, HOLE_RIM = 10, 6, 3
-"""Voxels of the template grid. Emptied tissue so near to most of it belongs to the face that came off, and so do
-clefts there (the second, as `solid` takes it); emptied air is painted but where kept tissue is nearer by more than
-the third."""
+"""Voxels of the template grid. Emptied tissue within the first of the largest emptied part belongs to the face that
+came off, and so do clefts there (the second, as `solid` takes it); emptied air is painted unless kept tissue is
+nearer by more than the third."""
+DISAGREE_ML = 0.5
+"""Brain that the second opinion finds in the face region, at most: with more, one of the two is wrong."""
+AGREE = 0.8
+"""Dice of the two brain masks, at least."""
+WRAP_ML, WRAP_MM, WRAP_SAME = 1.0, 15.0, 0.5
+"""Tissue that comes in again at the opposite end of the field of view: the least volume and extent of a part of a
+face, and the least Dice of the tissue in the two outermost slices, which adjoin if it is one head."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """brain_mask, face_region: bool (A, S, L) on the native grid in ASL order.  to_template: (4, 4) ASL
-    index -> template RAS mm.  skin: intensity where tissue begins (real values).  already_defaced: the scan came
-    without a face, and face_region is what was emptied.  misfit_mm, in_view: how well the template fits, and
-    how much of the average face the field of view holds (0..1)."""
+    """brain_mask, face_region: bool (A, S, L) on the native grid in ASL order.  second_brain: the like, the second
+    opinion on the brain.  to_template: (4, 4) ASL index -> template RAS mm.  skin: intensity above air where tissue
+    begins (real values).  already_defaced: the scan came without a face, or with part of one.  misfit_mm, in_view:
+    how well the template fits, and how much of the average face the field of view holds (0..1).  disputed_ml: brain
+    by the second opinion in what would be the face region; none of it is left in `face_region`.  agreement: Dice of
+    the two brain masks.  noisy_air: there is noise as bright as tissue where there is no signal."""
 
     view: AslView
     brain_mask: np.ndarray
@@ -98,87 +120,96 @@ class Anatomy:
     already_defaced: bool
     misfit_mm: float
     in_view: float
+    second_brain: np.ndarray
+    disputed_ml: float
+    agreement: float
+    noisy_air: bool = False
     warnings: tuple[str, ...] = ()
 
 
+def air_level(values: np.ndarray) -> float:
+    """The level of air in a scan of real values (any shape). Stages after `locate` see the scan above this level."""
+    return float(np.percentile(values, AIR_PERCENTILE))
+
+
 def locate(
-    values: np.ndarray, view: AslView, network: AnatomyNetwork, template: Template, defaced: str = "auto"
+    values: np.ndarray,
+    view: AslView,
+    network: AnatomyNetwork,
+    second: BrainNetwork,
+    template: Template,
+    defaced: str = "auto",
 ) -> Anatomy:
-    """Find brain and face. values: real values (A, S, L) float32 in ASL order.
+    """Find brain and face. values: (A, S, L) float32 in ASL order, real values above `air_level`.
 
     `defaced`: "yes" or "no" where the caller knows whether the face has been removed, else "auto".
-    Raises CheckError where there is no head, no brain, or no face in the field of view."""
+    Raises CheckError where there is no head, no brain, or no face in the field of view, or where the two opinions on
+    the brain are far apart."""
     import torch
-    from scipy import ndimage
 
     small = resample_axes(values, view.spacing, SPACING)
     probability, coordinates = _apply(network, small)
     brain = _main_part(probability > 0.5)
-    volume_ml = float(brain.sum()) * SPACING**3 / 1000
-    if not BRAIN_ML[0] <= volume_ml <= BRAIN_ML[1]:
-        raise CheckError(
-            f"No brain was found (the best guess has {volume_ml:.0f} ml); give an MR scan of a whole head."
-        )
-    skin = skin_threshold(small, (SPACING,) * 3)
-    guess, misfit = _fit(coordinates, small, template)
-    brain_map, head = np.where(brain, probability, 0.0), small > skin
-    small_to_template = _refine(guess, brain_map, head, template, with_face=False)
+    _check_brain(brain)
+    second_small = _main_part(_second_opinion(second, small))
+    agreement = _dice(brain, second_small)
 
-    background = values.min()
-    empty = resample_axes(values == background, view.spacing, SPACING) > 0.5
-    emptied = 0.0 if defaced == "no" else _emptied_share(empty, small_to_template, template)
-    already = defaced == "yes" or emptied > EMPTIED
-    if emptied > STRIPPED and np.count_nonzero(_main_part(head)) < TISSUE * np.count_nonzero(brain):
-        raise CheckError("There is a brain but no head around it; give the scan as it was before skull stripping.")
-    if not already:
-        small_to_template = _refine(small_to_template, brain_map, head, template, with_face=True)
-    scales = np.linalg.svd(small_to_template[:3, :3] / SPACING, compute_uv=False)
-    if not (
-        scales.min() > 1 / SCALES[1] and scales.max() < 1 / SCALES[0] and scales.max() < STRETCH * scales.min()
-    ):
-        raise CheckError("The scan does not look like a head; give an MR scan of a whole head.")
+    level, everything = _levelled(small)
+    noisy_air = float(everything.mean()) > FULL
+    head = largest_part(everything)
+    guess, misfit = _fit(coordinates, head, template)
+    brain_map = np.where(brain, probability, 0.0)
+    outline = None if noisy_air else head
+    similarity = _refine(guess, brain_map, outline, template, with_face=False)
+    _check_size(similarity)
+    if not noisy_air:
+        _check_covered(head, brain, similarity)
+    if agreement < AGREE:
+        raise CheckError(
+            f"Two segmentations of the brain do not agree (Dice {agreement:.2f} of at least {AGREE}); "
+            "give an MR scan of a whole head with less artefact."
+        )
+    constant = _constant(values)
+    empty = resample_axes(constant, view.spacing, SPACING) > 0.5
+    already = defaced == "yes" or (defaced == "auto" and _emptied_share(empty, similarity, template) > EMPTIED)
+    small_to_template = similarity
+    if not already and not noisy_air:
+        affine = _refine(similarity, brain_map, outline, template, with_face=True)
+        stretch = np.linalg.svd(affine[:3, :3] @ np.linalg.inv(similarity[:3, :3]), compute_uv=False)
+        if stretch.max() < STRETCH and stretch.min() > 1 / STRETCH:
+            small_to_template = affine
     to_template = small_to_template @ np.linalg.inv(axes_matrix(view.spacing, SPACING))
     brain_map = _agreed(probability, small_to_template, template)
 
     grid_to_small = np.linalg.inv(small_to_template) @ template.affine
     shape = template.mean.shape
-    stacked = np.stack([small, np.ones_like(small), brain_map])
-    scan, valid, near_brain = sample(torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape)
-    seen, tissue = valid > 0.99, scan > skin
-    average_face = torch.from_numpy(template.head & template.face_region)
-    front = torch.from_numpy(template.face_region & template.window)
-    in_view = float((seen & average_face).sum() / average_face.sum())
-    if in_view < IN_VIEW:
-        raise CheckError(
-            f"Only {in_view:.0%} of the face lies in the field of view; give a scan that shows all of it."
-        )
-
-    average_brain = torch.from_numpy(template.brain.astype(np.float32)) > 0.5
-    here = near_brain > 0.5
+    stacked = np.stack([head.astype(np.float32), np.ones_like(small), brain_map, second_small])
+    scan, valid, near_brain, near_second = sample(torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape)
+    seen, tissue = valid > 0.99, scan > 0.5
+    average_head = torch.from_numpy(template.head)
+    if noisy_air:
+        tissue = average_head
+    in_view = _face_in_view(seen, template)
+    here, average_brain = near_brain > 0.5, torch.from_numpy(template.brain.astype(np.float32)) > 0.5
     overlap = 2 * float((here & average_brain & seen).sum()) / float(here.sum() + (average_brain & seen).sum())
     if overlap < OVERLAP:
         raise CheckError("The scan does not look like a head; give an MR scan of a whole head.")
-    native_shape = values.shape
-    brain_native = resample_axes(brain_map, (SPACING,) * 3, view.spacing, native_shape) > 0.5
+
+    native = values.shape
+    brain_native = resample_axes(brain_map, (SPACING,) * 3, view.spacing, native) > 0.5
+    second_native = resample_axes(second_small, (SPACING,) * 3, view.spacing, native) > 0.5
     template_index = np.linalg.inv(template.affine) @ to_template
+    region = _carry(_wanted(tissue, seen, here | average_brain, template), template_index, native)
     if already:
         was_emptied = sample(torch.from_numpy(empty.astype(np.float32))[None], grid_to_small, shape)[0] > 0.5
+        front = torch.from_numpy(template.face_region & template.window)
         near_face = dilate(front, 10) & _before_hole(was_emptied, tissue, template)
-        region = _carry(near_face.float(), template_index, native_shape) & (values == background)
-        region = _closed(region, view) & ~brain_native
-        if not region.any():
-            raise CheckError("The scan was called defaced, but nothing in its face is empty; use --defaced no.")
-    else:
-        air, brain_there = ~solid(tissue | ~seen, SKIN_CLEFT), here | average_brain
-        shallow = dilate(~torch.from_numpy(template.head), SHALLOW)
-        wanted = torch.from_numpy(template.face_region) & (shallow | ~dilate(brain_there, DEEP_MARGIN))
-        wanted |= torch.from_numpy(template.window) & dilate(air, SKIN_DEPTH)
-        beside = _beside(template)
-        wanted &= torch.from_numpy(~beside) | dilate(_ears(tissue, beside, template), EAR_AROUND)
-        wanted &= ~dilate(brain_there, BRAIN_MARGIN)
-        wanted |= _cut_ears(tissue, wanted, template)
-        rounded = ndimage.gaussian_filter(wanted.float().numpy(), ROUNDING)
-        region = _carry(torch.from_numpy(rounded), template_index, native_shape) & ~brain_native
+        region |= _closed(_carry(near_face.float(), template_index, native) & constant, view)
+    region |= _wrapped(everything, head, view, native)
+    region &= ~brain_native
+    voxel_ml = float(np.prod(view.spacing)) / 1000
+    disputed_ml = float(np.count_nonzero(region & second_native)) * voxel_ml
+    region &= ~second_native
     warnings = []
     if in_view < 0.9:
         warnings.append(f"{1 - in_view:.0%} of the face lies outside the field of view and was left as it is.")
@@ -187,12 +218,196 @@ def locate(
         brain_mask=brain_native,
         face_region=region,
         to_template=to_template,
-        skin=skin,
+        skin=_skin(small, level, head, to_template, view, template, already),
         already_defaced=already,
         misfit_mm=misfit,
         in_view=in_view,
+        second_brain=second_native,
+        disputed_ml=disputed_ml,
+        agreement=agreement,
+        noisy_air=noisy_air,
         warnings=tuple(warnings),
     )
+
+
+def _wanted(tissue: Tensor, seen: Tensor, brain: Tensor, template: Template) -> Tensor:
+    """The face region on the template grid, float (A, S, L), above 0.5 inside. tissue: of the scan, bool; seen: in
+    its field of view; brain: the scan's and the average brain."""
+    import torch
+    from scipy import ndimage
+
+    air = ~solid(tissue | ~seen, SKIN_CLEFT)
+    shallow = dilate(~torch.from_numpy(template.head), SHALLOW)
+    wanted = torch.from_numpy(template.face_region) & (shallow | ~dilate(brain, DEEP_MARGIN))
+    wanted |= torch.from_numpy(template.window) & dilate(air, SKIN_DEPTH)
+    beside = _beside(template)
+    wanted &= torch.from_numpy(~beside) | dilate(_ears(tissue, beside, template), EAR_AROUND)
+    wanted &= ~dilate(brain, BRAIN_MARGIN)
+    wanted |= _cut_ears(tissue, wanted, template)
+    return torch.from_numpy(ndimage.gaussian_filter(wanted.float().numpy(), ROUNDING))
+
+
+def _face_in_view(seen: Tensor, template: Template) -> float:
+    """The share of the average face that lies in the field of view. seen: bool (A, S, L) on the template grid.
+
+    Raises CheckError, which names the parts that are missing, where it is less than `IN_VIEW`."""
+    import torch
+
+    face = torch.from_numpy(template.head & template.face_region & template.window)
+    in_view = float((seen & face).sum() / face.sum())
+    if in_view < IN_VIEW:
+        z = torch.from_numpy(_coordinates(template)[2]).expand(face.shape)
+        parts = {"eyes": (-45, -15), "nose": (-70, -45), "mouth": (-90, -70), "chin": (-130, -90)}
+        missing = []
+        for name, (low, high) in parts.items():
+            part = face & (low <= z) & (z < high)
+            if float((seen & part).sum()) < 0.5 * float(part.sum()):
+                missing.append(name)
+        raise CheckError(
+            f"Only {in_view:.0%} of the face lies in the field of view (not in it: {', '.join(missing) or 'its front'}); "
+            "give a scan that shows all of it."
+        )
+    return in_view
+
+
+def _check_brain(brain: np.ndarray) -> None:
+    """Raise CheckError unless a brain mask (A, S, L) at 2 mm has the volume and the extent of a brain."""
+    volume_ml = float(np.count_nonzero(brain)) * SPACING**3 / 1000
+    if not BRAIN_ML[0] <= volume_ml <= BRAIN_ML[1]:
+        raise CheckError(
+            f"No brain was found (the best guess has {volume_ml:.0f} ml); give an MR scan of a whole head. "
+            "Echo-planar and diffusion images show too little of a face to replace it: deface them with the region "
+            "of a T1-weighted scan of the same person."
+        )
+    extent = [SPACING * (span.stop - span.start) for span in bounding_box(brain)]
+    if min(extent) < BRAIN_MM[0] or max(extent) > BRAIN_MM[1]:
+        size = " x ".join(f"{mm:.0f}" for mm in extent)
+        raise CheckError(f"What was found has {size} mm, which is no brain; give an MR scan of a whole head.")
+
+
+def _size(small_to_template: np.ndarray) -> float:
+    """The size of a head against the template's, from the map (4, 4) index of the 2 mm scan -> template mm."""
+    return float(1 / np.cbrt(abs(np.linalg.det(small_to_template[:3, :3] / SPACING))))
+
+
+def _check_size(small_to_template: np.ndarray) -> None:
+    scale = _size(small_to_template)
+    if not SCALES[0] < scale < SCALES[1]:
+        raise CheckError("The scan does not look like a head; give an MR scan of a whole head.")
+
+
+def _check_covered(head: np.ndarray, brain: np.ndarray, small_to_template: np.ndarray) -> None:
+    """Raise CheckError where a brain has no skull and skin around it. head, brain: bool (A, S, L) at 2 mm."""
+    from scipy import ndimage
+
+    scale = _size(small_to_template)
+    box = tuple(slice(max(0, s.start - 12), s.stop + 12) for s in bounding_box(head | brain))
+    whole = head[box] | brain[box]
+    for slices in (whole.transpose(1, 0, 2), whole.transpose(0, 1, 2)):  # axial, coronal: rings of scalp are closed
+        for part in slices:
+            part |= ndimage.binary_fill_holes(part)
+    depth = ndimage.distance_transform_edt(np.pad(whole, 1, mode="edge"))[1:-1, 1:-1, 1:-1] * SPACING
+    surface = brain[box] & ~ndimage.binary_erosion(brain[box], border_value=1)
+    if float(np.percentile(depth[surface], 25)) < COVERED_MM * scale:
+        raise CheckError("There is a brain but no head around it; give the scan as it was before skull stripping.")
+
+
+def _second_opinion(network: BrainNetwork, small: np.ndarray) -> np.ndarray:
+    """The brain by a second network, from a coarser scan, another intensity rule and without the template:
+    bool (A, S, L) of the 2 mm scan `small`."""
+    import torch
+    from torch.nn import functional
+
+    shape = small.shape
+    padded = np.pad(small, [(0, length % 2) for length in shape], mode="edge")
+    coarse = functional.avg_pool3d(torch.from_numpy(padded)[None, None], 2)
+    padding = [side for length in reversed(coarse.shape[2:]) for side in (0, -length % network.multiple)]
+    with torch.inference_mode():
+        logits = network(functional.pad(contrast_input(coarse), padding))
+        a, s, length = coarse.shape[2:]
+        fine = functional.interpolate(
+            logits[:, :, :a, :s, :length], scale_factor=2.0, mode="trilinear", align_corners=False
+        )
+    return (fine[0, 0].numpy() > 0)[: shape[0], : shape[1], : shape[2]]
+
+
+def _dice(one: np.ndarray, other: np.ndarray) -> float:
+    return 2 * float(np.count_nonzero(one & other)) / max(1, np.count_nonzero(one) + np.count_nonzero(other))
+
+
+def _levelled(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The threshold of tissue at every voxel of the 2 mm scan, in its own intensity, and what is brighter: the head
+    and what else there is. Both (A, S, L). The threshold follows the receive bias."""
+    import torch
+
+    scan = torch.from_numpy(small)[None, None]
+    scaled, level = scale_input(scan)[0, 0].numpy(), tissue_level(scan[0, 0]).numpy() / LEVEL_TO
+    threshold = skin_threshold(scaled, (SPACING,) * 3)
+    return threshold * level, scaled > threshold
+
+
+def _skin(
+    small: np.ndarray,
+    level: np.ndarray,
+    head: np.ndarray,
+    to_template: np.ndarray,
+    view: AslView,
+    template: Template,
+    defaced: bool,
+) -> float:
+    """The intensity where the tissue of the face begins: the scan's threshold, or that at the face where receive bias
+    makes the face darker. small, level, head: (A, S, L) at 2 mm (`_levelled`)."""
+    import torch
+
+    matrix = np.linalg.inv(template.affine) @ to_template @ axes_matrix(view.spacing, SPACING)
+    face = torch.from_numpy((template.face_region & template.window & template.head).astype(np.float32))[None]
+    there = (sample(face, matrix, small.shape)[0].numpy() > 0.5) & head
+    everywhere = skin_threshold(small, (SPACING,) * 3)
+    return min(everywhere, float(np.median(level[there]))) if there.any() and not defaced else everywhere
+
+
+def _constant(values: np.ndarray) -> np.ndarray:
+    """Where a scan (A, S, L) is constant: voxels equal to both neighbours along each axis, bool (A, S, L). Noise is
+    never constant, so this is what a program has emptied or padded, whatever value it wrote there."""
+    constant = np.ones(values.shape, dtype=bool)
+    for axis in range(3):
+        moved, flat = np.moveaxis(values, axis, 0), np.moveaxis(constant, axis, 0)
+        same = moved[1:] == moved[:-1]
+        flat[1:] &= same
+        flat[:-1] &= same
+    return constant
+
+
+def _wrapped(everything: np.ndarray, head: np.ndarray, view: AslView, shape: tuple[int, ...]) -> np.ndarray:
+    """Parts of the face that come in again at the opposite end of the field of view, and a little air around them:
+    bool, native (A, S, L). everything, head: all tissue and that of the head, bool (A, S, L) at 2 mm.
+
+    Raises CheckError where such a part touches the head, as it cannot be told from it then."""
+    from scipy import ndimage
+
+    result = np.zeros_like(head)
+    labels, count = ndimage.label(everything & ~head)
+    voxels = WRAP_ML * 1000 / SPACING**3
+    for axis in (0, 1):  # what is cut in front comes in behind, and what is cut below comes in above
+        first, last = (np.moveaxis(head, axis, 0)[end] for end in (0, -1))
+        cut, opposite = (last, 0) if axis == 0 else (first, -1)
+        if np.count_nonzero(cut) * SPACING**2 < WRAP_MM**2:
+            continue
+        if axis == 0 and np.count_nonzero(first & last) * SPACING**2 > WRAP_MM**2 and _dice(first, last) > WRAP_SAME:
+            raise CheckError(
+                "The face is wrapped around to the back of the field of view and touches the head there; "
+                "give a scan with a larger field of view."
+            )
+        at_end = np.unique(np.moveaxis(labels, axis, 0)[opposite])
+        for label in at_end[at_end > 0] if count else ():
+            part = labels == label
+            extent = sorted(SPACING * (span.stop - span.start) for span in bounding_box(part))
+            if np.count_nonzero(part) > voxels and extent[1] > WRAP_MM:
+                result |= part
+    if not result.any():
+        return np.zeros(shape, dtype=bool)
+    around = ndimage.binary_dilation(result, iterations=2) & ~ndimage.binary_dilation(head)
+    return resample_axes((around | result).astype(np.float32), (SPACING,) * 3, view.spacing, shape) > 0.5
 
 
 def _beside(template: Template) -> np.ndarray:
@@ -291,26 +506,47 @@ def _apply(network: AnatomyNetwork, small: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def scale_input(image: Tensor) -> Tensor:
-    """The intensity rule of the anatomy network: 99th percentile of the voxels to 1, at most 1.5."""
+    """The intensity rule of the anatomy network: each voxel over the local tissue level, so that receive bias does
+    not matter. image: (1, 1, A, S, L) at 2 mm, air near 0; the result has tissue near `LEVEL_TO`, 0 to 1.5."""
     import torch
 
-    some = image[..., ::2, ::2, ::2].flatten()
-    high = torch.topk(some, max(1, some.numel() // 100)).values[-1].clamp(min=1e-6)
-    return (image / high).clamp(0, 1.5)
+    x = image[0, 0].float().clamp(min=0)
+    return torch.clamp(LEVEL_TO * x / tissue_level(x), 0, 1.5)[None, None]
 
 
-def _fit(coordinates: np.ndarray, small: np.ndarray, template: Template) -> tuple[np.ndarray, float]:
-    """The affine map (4, 4) index of `small` -> template mm that fits the network's coordinates best, and the
-    mean distance left. Voxels that the map misses by much count less (Tukey's biweight)."""
+def tissue_level(image: Tensor) -> Tensor:
+    """The local intensity of tissue, (A, S, L): the intensity's mean within a Gaussian, weighted by intensity, as air
+    then weighs nothing. image: (A, S, L) at 2 mm, air near 0."""
+    x = image.float().clamp(min=0)
+    level = smooth(x * x, LEVEL_SIGMA) / smooth(x, LEVEL_SIGMA).clamp(min=1e-6)
+    return (level + LEAST_LEVEL * level.max()).clamp(min=1e-6)
+
+
+def contrast_input(image: Tensor) -> Tensor:
+    """The intensity rule of the second opinion's network: how far each voxel lies from the mean around it, in
+    standard deviations around it, -3 to 3. image: (1, 1, A, S, L) at 4 mm, any level of air."""
     import torch
 
-    blocks = tuple(length // 2 for length in small.shape)
+    x = image[0, 0].float()
+    x = x / x.abs().max().clamp(min=1e-6)
+    mean = smooth(x, CONTRAST_SIGMA)
+    spread = (smooth(x * x, CONTRAST_SIGMA) - mean * mean).clamp(min=0).sqrt()
+    return torch.clamp((x - mean) / (spread + LEAST_SPREAD), -3, 3)[None, None]
+
+
+def _fit(coordinates: np.ndarray, head: np.ndarray, template: Template) -> tuple[np.ndarray, float]:
+    """The affine map (4, 4) index of the 2 mm scan -> template mm that fits the network's coordinates best, and the
+    mean distance left. head: its tissue, bool (A, S, L). Voxels that the map misses by much count less (Tukey's
+    biweight)."""
+    import torch
+
+    blocks = tuple(length // 2 for length in head.shape)
     a, s, length = blocks
     points = coordinates[:, :a, :s, :length].reshape(3, -1).T
     index = np.stack(np.meshgrid(*[2 * np.arange(n) + 0.5 for n in blocks], indexing="ij"), -1).reshape(-1, 3)
-    tissue = small[: 2 * a : 2, : 2 * s : 2, : 2 * length : 2].reshape(-1)
+    tissue = head[: 2 * a : 2, : 2 * s : 2, : 2 * length : 2].reshape(-1)
     inside = template.sample(template.head, torch.from_numpy(points)).numpy() > 0.5
-    use = inside & (tissue > 0.1 * np.percentile(small, 99))
+    use = inside & tissue
     if use.sum() < 1000:
         raise CheckError("No head was found in the scan; give an MR scan of a whole head.")
     x = np.c_[index[use], np.ones(int(use.sum()))].astype(np.float64)
@@ -346,13 +582,14 @@ def _agreed(probability: np.ndarray, small_to_template: np.ndarray, template: Te
 
 
 def _refine(
-    guess: np.ndarray, brain: np.ndarray, head: np.ndarray, template: Template, with_face: bool
+    guess: np.ndarray, brain: np.ndarray, head: np.ndarray | None, template: Template, with_face: bool
 ) -> np.ndarray:
     """Improve the map (4, 4) index of the 2 mm scan -> template mm: brain and skull onto the average ones.
 
     Gauss-Newton on the differences of two soft masks, brain and head, at 4 mm, first strongly smoothed, then
     less. Masks and not intensities, so any contrast works; the neck does not count. With the face, the map is
-    affine; without (a scan that may have none), a rotation, a shift and one scale."""
+    affine; without (a scan that may have none), a rotation, a shift and one scale. head: None where the scan does
+    not show where it ends; then the brain alone counts."""
     import torch
     from torch.nn import functional
 
@@ -365,7 +602,7 @@ def _refine(
             maps = functional.avg_pool3d(maps[None], 3, 1, 1, count_include_pad=False)[0]
         return maps
 
-    moving = soft(brain, head, np.ones(head.shape, dtype=np.float32))
+    moving = soft(brain, brain if head is None else head, np.ones(brain.shape, dtype=np.float32))
     fixed = soft(template.brain, template.head)
     every = np.diag([2.0, 2.0, 2.0, 1.0])  # of the 4 mm voxels, every other one along each axis is compared
     shape = tuple(n // 2 for n in fixed.shape[1:])
@@ -389,7 +626,7 @@ def _refine(
             at = sample(stack, mapping @ to_mm, tuple(shape)).reshape(9, -1).numpy()
             weights = np.stack([at[8] > 0.99, (at[8] > 0.99) & skull]).astype(np.float64)
             normal, right = np.zeros((12, 12)), np.zeros(12)
-            for image in range(2):
+            for image in range(2 if head is not None else 1):
                 use = weights[image] > 0
                 slope = at[2 + 3 * image : 5 + 3 * image, use].T
                 jacobian = (slope[:, :, None] * scaled[use][:, None, :]).reshape(-1, 12)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .anatomy import Anatomy
+from .anatomy import DISAGREE_ML, Anatomy
 from .errors import CheckError
 from .grid import bounding_box
 from .volume import Volume
@@ -37,10 +37,10 @@ class Check:
 
 
 def check(
-    original: Volume, refaced: Volume, anatomy: Anatomy, air_mask: np.ndarray, expected_ml: float
+    original: Volume, refaced: Volume, anatomy: Anatomy, air: float, air_mask: np.ndarray, expected_ml: float
 ) -> list[Check]:
-    """Compare a refaced scan with its original, both native; air_mask (A, S, L); expected_ml: tissue of
-    the average head in this scan's face region, in this scan's millilitres."""
+    """Compare a refaced scan with its original, both native; air: the level of air; air_mask (A, S, L);
+    expected_ml: tissue of the average head in this scan's face region, in this scan's millilitres."""
     same_geometry = (
         original.stored.dtype == refaced.stored.dtype
         and original.stored.shape == refaced.stored.shape
@@ -51,11 +51,20 @@ def check(
         return results
     before, after = anatomy.view.to_asl(original.stored), anatomy.view.to_asl(refaced.stored)
     changed = before != after
+    if original.has_nan:
+        changed &= ~(np.isnan(before) & np.isnan(after))
     region = anatomy.face_region
     results.append(
         Check(
-            "brain_voxels_changed", float(np.count_nonzero(changed & anatomy.brain_mask)), (0, 0),
+            "brain_voxels_changed",
+            float(np.count_nonzero(changed & (anatomy.brain_mask | anatomy.second_brain))), (0, 0),
             "Brain voxels would change.",
+        )
+    )  # fmt: skip
+    results.append(
+        Check(
+            "brain_second_opinion_ml", round(anatomy.disputed_ml, 2), (0, DISAGREE_ML),
+            "A second segmentation finds brain where the face is to be replaced.",
         )
     )  # fmt: skip
     results.append(
@@ -64,7 +73,8 @@ def check(
             "Voxels outside the face region would change.",
         )
     )  # fmt: skip
-    kept = 0 if anatomy.already_defaced else _untouched_tissue(before, changed, region, original, anatomy.skin)
+    level = anatomy.skin + air
+    kept = _untouched_tissue(before, changed, region, original, level)
     results.append(
         Check(
             "original_voxels_left", float(kept), (0, 0),
@@ -80,7 +90,7 @@ def check(
             "The generated face is too small or too large to be a face; try another seed.",
         )
     )  # fmt: skip
-    low, high = float(before.min()), float(before.max())
+    low, high = original.stored_range
     beyond = after[region]
     outside = float(np.count_nonzero((beyond < low) | (beyond > high)))
     results.append(

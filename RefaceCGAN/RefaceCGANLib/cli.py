@@ -180,17 +180,13 @@ def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
     with work.stage("read", 0.0):
         volume = Volume.read(args.input)
     with work.stage("load", 0.05):
-        refacer = _refacer(args, ("template", "anatomy"))
-        from .checks import check, enforce
-        from .refacer import empty_face
+        refacer = _refacer(args, ("template", "anatomy", "brain_check"))
+        from .refacer import checked_deface
         from .report import report_of_defaced, write_json
     prepared = refacer.prepare(volume, args.defaced, work.part(LOADED, DRAWN))
     work.seconds |= prepared.seconds
     anatomy, region = prepared.anatomy, prepared.anatomy.face_region
-    defaced = empty_face(volume, anatomy)
-    checks = check(volume, defaced, anatomy, region, prepared.expected_ml)
-    checks = [entry for entry in checks if entry.name != "face_tissue_ratio"]  # there is to be no face
-    enforce(checks)
+    defaced, checks = checked_deface(prepared)
     with work.stage("write", DRAWN):
         defaced.write(outputs.hidden(args.output))
     already = ", whose face had been removed before" if anatomy.already_defaced else ""

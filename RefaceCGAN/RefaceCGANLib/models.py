@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .likeness import Likeness
-    from .networks import AnatomyNetwork, Generator
+    from .networks import AnatomyNetwork, BrainNetwork, Generator
     from .template import Template
 
 CARD = "card.json"
@@ -68,6 +68,7 @@ class Model:
                 "files",
                 "generator",
                 "anatomy",
+                "brain_check",
                 "working_grid",
                 "sub_volume",
                 "condition",
@@ -127,6 +128,11 @@ class Model:
     @cached_property
     def anatomy(self) -> AnatomyNetwork:
         return self._network("anatomy")  # type: ignore[return-value]
+
+    @cached_property
+    def brain_check(self) -> BrainNetwork:
+        """The network of the second opinion on the brain."""
+        return self._network("brain_check")  # type: ignore[return-value]
 
     @cached_property
     def template(self) -> Template:

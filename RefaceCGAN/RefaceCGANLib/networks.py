@@ -299,7 +299,60 @@ class AnatomyNetwork(nn.Module):
         return _unfold(y[:, :8]), (guess + y[:, 8:]) * self.scale.reshape(3, 1, 1, 1)
 
 
-NETWORKS = {"generator": Generator, "discriminator": Discriminator, "anatomy": AnatomyNetwork}
+class BrainNetwork(nn.Module):
+    """Where the brain is, on a coarse grid: the second opinion on the anatomy network's brain mask.
+
+    A plain U-Net on the folded grid (2x2x2 blocks as channels). Input (N, 1, A, S, L), contrast against the
+    surroundings, each axis a multiple of `multiple`; output: brain logits of the same shape.
+    """
+
+    SPACING = 4.0
+    """mm; the grid of the second opinion."""
+
+    def __init__(self, filters: tuple[int, ...] | list[int] = (32, 48, 64)) -> None:
+        super().__init__()
+        self.multiple = 2 ** len(filters)
+        self.enter = self._block(8, filters[0])
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.Conv3d(a, b, 2, stride=2), nn.LeakyReLU(LEAK), self._block(b, b))
+            for a, b in pairwise(filters)
+        )
+        self.up = nn.ModuleList(
+            nn.ModuleList([nn.Conv3d(b, a, 1), self._block(2 * a, a)])
+            for a, b in reversed(list(pairwise(filters)))
+        )
+        self.leave = nn.Conv3d(filters[0], 8, 1)
+
+    @staticmethod
+    def _block(channels_in: int, channels_out: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv3d(channels_in, channels_out, 3, padding=1),
+            nn.GroupNorm(channels_out // 8, channels_out),
+            nn.LeakyReLU(LEAK),
+            nn.Conv3d(channels_out, channels_out, 3, padding=1),
+            nn.GroupNorm(channels_out // 8, channels_out),
+            nn.LeakyReLU(LEAK),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(_fold(x))
+        skips = [y]
+        for down in self.down:
+            y = down(y)
+            skips.append(y)
+        skips.pop()
+        for narrow, merge in self.up:  # type: ignore[misc]
+            y = functional.interpolate(narrow(y), scale_factor=2.0, mode="trilinear", align_corners=False)
+            y = merge(torch.cat([y, skips.pop()], dim=1))
+        return _unfold(self.leave(y))
+
+
+NETWORKS = {
+    "generator": Generator,
+    "discriminator": Discriminator,
+    "anatomy": AnatomyNetwork,
+    "brain_check": BrainNetwork,
+}
 
 
 def build(kind: str, options: dict[str, Any]) -> nn.Module:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
-from .anatomy import SPACING, Anatomy, bfloat16, locate
+from .anatomy import SPACING, Anatomy, air_level, bfloat16, locate
 from .checks import Check, check, enforce
 from .compose import Background, KeptSkin, compose, defaced_readers, with_skin_of
 from .errors import InputError
@@ -80,10 +80,12 @@ class WorkingScan:
 class Prepared:
     """All that is the same for every face drawn on one scan.
 
+    air: the level of air in real values; what the stages between see lies above it.
     fingerprint: of the scan's values; with the seed it decides the face, so that two people who are refaced with
     the same seed do not get the same face."""
 
     original: Volume
+    air: float
     anatomy: Anatomy
     scale: IntensityScale
     background: Background
@@ -132,18 +134,27 @@ class Result:
     @cached_property
     def defaced(self) -> Volume:
         """The scan with the face region emptied."""
-        return empty_face(self.original, self.prepared.anatomy)
+        return empty_face(self.prepared)
 
 
-def empty_face(original: Volume, anatomy: Anatomy) -> Volume:
-    """The scan with its face region set to the scan's lowest value; everything else bit-identical. A scan that
-    came without a face is returned as it is."""
-    if anatomy.already_defaced:
-        return original
+def empty_face(prepared: Prepared) -> Volume:
+    """The scan with its face region set to the level of air (NaN where that is how the scan shows air); everything
+    else bit-identical."""
+    original = prepared.original
     stored = original.stored.copy()
-    lowest = original.stored.min() if original.slope > 0 else original.stored.max()
-    anatomy.view.to_asl(stored)[anatomy.face_region] = lowest
+    level = np.nan if original.has_nan else original.to_stored(np.array(prepared.air))
+    prepared.anatomy.view.to_asl(stored)[prepared.anatomy.face_region] = level
     return original.with_stored(stored)
+
+
+def checked_deface(prepared: Prepared) -> tuple[Volume, list[Check]]:
+    """The scan with its face region emptied (`empty_face`), and its checks. Raises CheckError where one fails."""
+    defaced, anatomy = empty_face(prepared), prepared.anatomy
+    region = anatomy.face_region
+    checks = check(prepared.original, defaced, anatomy, prepared.air, region, prepared.expected_ml)
+    checks = [entry for entry in checks if entry.name != "face_tissue_ratio"]  # there is to be no face
+    enforce(checks)
+    return defaced, checks
 
 
 class Refacer:
@@ -182,7 +193,10 @@ class Refacer:
         with timer("anatomy", 0.05, 0.5):
             view = AslView.of(volume)
             values = np.ascontiguousarray(view.to_asl(volume.array))
-            anatomy = locate(values, view, self.model.anatomy, self.model.template, defaced)
+            air = air_level(values)
+            values -= air
+            model = self.model
+            anatomy = locate(values, view, model.anatomy, model.brain_check, model.template, defaced)
         with timer("deface", 0.5, 0.65):
             template = self.model.template
             small = resample_axes(values, view.spacing, SPACING)
@@ -197,7 +211,7 @@ class Refacer:
             to_native = np.linalg.inv(anatomy.to_template) @ to_template
             working = self._working_scan(values, small, region_share, anatomy, scale, to_native)
         return Prepared(
-            original=volume, anatomy=anatomy, scale=scale, background=background,
+            original=volume, air=air, anatomy=anatomy, scale=scale, background=background,
             expected_ml=self._expected_ml(anatomy),
             fingerprint=int.from_bytes(hashlib.sha256(values.data).digest()[:8], "big"),
             working=working, seconds=timer.seconds,
@@ -217,7 +231,7 @@ class Refacer:
         region = painted & ~found.brain_mask
         if not region.any():
             raise InputError("The edited face region is empty; paint the face outside the brain.")
-        values = np.ascontiguousarray(view.to_asl(original.array))
+        values = np.ascontiguousarray(view.to_asl(original.array)) - np.float32(prepared.air)
         added = region & ~found.face_region & (values > found.skin)
         at = _indices(added, np.linalg.inv(working.to_native))
         if ((at < -0.5) | (at > np.array(working.scan.shape) - 0.5)).any():
@@ -286,8 +300,9 @@ class Refacer:
         return WorkingScan(scan, inside, inner, meeting, kept, own, to_native)
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
-        """The scan with its face region emptied, everything else bit-identical."""
-        return empty_face(volume, self.prepare(volume, defaced).anatomy)
+        """The scan with its face region emptied, everything else bit-identical; it passes the checks that a refaced
+        scan has to pass. Raises CheckError and InputError."""
+        return checked_deface(self.prepare(volume, defaced))[0]
 
     def reface(
         self,
@@ -323,13 +338,13 @@ class Refacer:
                 np.random.default_rng([seed, prepared.fingerprint, 1]),
             )  # fmt: skip
             stored = original.stored.copy()
-            lowest, highest = original.stored.min(), original.stored.max()
-            anatomy.view.to_asl(stored)[anatomy.face_region] = original.to_stored(composed.values).clip(
-                lowest, highest
-            )
+            painted = original.to_stored(composed.values + prepared.air).clip(*original.stored_range)
+            anatomy.view.to_asl(stored)[anatomy.face_region] = painted
+            if original.has_nan:  # so that air has one value all around the head
+                anatomy.view.to_asl(stored)[composed.air_mask] = np.nan
             refaced = original.with_stored(stored)
         with timer("check", 0.95, 1.0):
-            checks = check(original, refaced, anatomy, composed.air_mask, prepared.expected_ml)
+            checks = check(original, refaced, anatomy, prepared.air, composed.air_mask, prepared.expected_ml)
             if not force:
                 enforce(checks)
         seconds |= timer.seconds
@@ -350,6 +365,7 @@ class Refacer:
             "brain_voxels_changed": int(_value(checks, "brain_voxels_changed")),
             "voxels_changed": int(np.count_nonzero(stored != original.stored)),
             "face_region_ml": round(float(np.count_nonzero(region)) * float(np.prod(original.spacing)) / 1000, 1),
+            "brain_agreement_dice": round(anatomy.agreement, 3),
             "template_misfit_mm": round(anatomy.misfit_mm, 2),
             "checks": [entry.report() for entry in checks],
             "forced": force and not all(entry.passed for entry in checks),

@@ -17,7 +17,8 @@ import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,7 +79,8 @@ class Volume:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Volume:
-        """Read a .nii, .nii.gz, .nrrd, .mgh or .mgz file, or a folder with one DICOM series.
+        """Read a .nii, .nii.gz, .nrrd, .mgh or .mgz file, a folder with one DICOM series, or one enhanced
+        (multi-frame) DICOM file.
 
         A DICOM series gives nothing but voxels (rescaled by the reader; slope 1) and geometry: no text of its
         headers is kept. Single images beside it, such as a screenshot, are passed over; subfolders too.
@@ -89,6 +91,8 @@ class Volume:
         if not os.path.exists(path):  # unlike Path.exists(), never raises
             raise InputError(f"{path} does not exist; check the path.")
         name = "DICOM" if path.is_dir() else FORMATS.get(_suffix(path), "")
+        if not name and _is_dicom(path):
+            name = "multi-frame DICOM"
         if not name:
             known = ", ".join(SUFFIXES)
             raise InputError(f"{path} has no known suffix; give {known} or a folder with a DICOM series.")
@@ -124,8 +128,8 @@ class Volume:
     def check(self) -> Volume:
         """Return self if it is a plausible head scan (`read` calls this).
 
-        Raises InputError for an axis under 16 voxels, voxels outside 0.2 to 8 mm, NaN or infinite values, and
-        data that are the same everywhere.
+        NaN counts as air, with a warning. Raises InputError for an axis under 16 voxels, voxels outside 0.2 to 8 mm,
+        infinite values, and data that are the same everywhere.
         """
         name = self.source or "the volume"
         if min(self.shape) < MIN_AXIS:
@@ -139,18 +143,41 @@ class Volume:
                 f"{name} has voxels of {size} mm, outside {MIN_VOXEL} to {MAX_VOXEL:g} mm; "
                 "mend the voxel size in its header or resample it."
             )
-        low, high = float(self.stored.min()), float(self.stored.max())  # NaN wins both
+        low, high = self.stored_range
         limit = np.finfo(np.float32).max
+        if np.isnan(low):
+            raise InputError(f"{name} holds nothing but NaN; give a scan that shows a head.")
         if not all(abs(value * self.slope + self.intercept) < limit for value in (low, high)):
-            raise InputError(f"{name} holds NaN or infinite values; replace them by numbers first.")
+            raise InputError(f"{name} holds infinite values; replace them by numbers first.")
         if low == high:
             raise InputError(f"{name} holds the value {low:g} in every voxel; give a scan that shows a head.")
-        return self
+        if not self.has_nan:
+            return self
+        note = f"{np.count_nonzero(np.isnan(self.stored))} voxels hold NaN and were taken for air."
+        return _with_header(replace(self, warnings=(*self.warnings, note)), self._header)
+
+    @cached_property
+    def has_nan(self) -> bool:
+        """Whether some voxels hold no number."""
+        return self.stored.dtype.kind == "f" and bool(np.isnan(self.stored.min()))
+
+    @cached_property
+    def stored_range(self) -> tuple[float, float]:
+        """The lowest and the highest stored number; NaN, NaN where there is none."""
+        low, high = self.stored.min(), self.stored.max()
+        if self.has_nan:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # all NaN
+                low, high = np.nanmin(self.stored), np.nanmax(self.stored)
+        return float(low), float(high)
 
     @property
     def array(self) -> np.ndarray:
-        """Real values, float32 (I, J, K), a fresh copy at each call."""
+        """Real values, float32 (I, J, K), a fresh copy at each call; NaN becomes the lowest of them."""
         values = self.stored.astype(np.float32)
+        if self.has_nan:
+            lowest, highest = self.stored_range
+            np.nan_to_num(values, copy=False, nan=lowest if self.slope > 0 else highest)
         if self.slope != 1:
             values *= np.float32(self.slope)
         if self.intercept != 0:
@@ -305,7 +332,9 @@ def _shape3(shape: Sequence[int], name: object) -> tuple[int, int, int]:
     if min(shape) < 1:
         raise InputError(f"{name} holds no voxels; export it again.")
     if max(shape[3:], default=1) > 1:
-        raise InputError(f"{name} holds several volumes or colours; take out one 3D volume first.")
+        raise InputError(
+            f"{name} holds several volumes, as a time series does, or colours; take out one 3D volume first."
+        )
     return shape[0], shape[1], shape[2]
 
 
@@ -342,7 +371,26 @@ def _take(file: IO[bytes], size: int) -> bytes:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if _suffix(path) in GZIPPED else open(path, "rb")  # type: ignore[return-value]
+    """The file's content, unzipped where it begins like a gzip stream, whatever the file's name says."""
+    file = open(path, "rb")
+    zipped = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    if not zipped:
+        return file
+    file.close()
+    return gzip.open(path)  # type: ignore[return-value]
+
+
+def _check_end(file: IO[bytes], path: Path) -> tuple[str, ...]:
+    """Read to the end, where gzip keeps its checksum; a warning where something else follows the gzip stream."""
+    try:
+        while file.read(_CHUNK):
+            pass
+    except gzip.BadGzipFile as error:
+        if "CRC" in str(error) or "length" in str(error):
+            raise
+        return (f"{path.name} has bytes after its end, which were passed over.",)
+    return ()
 
 
 def _voxels(data: bytes, dtype: np.dtype, shape: tuple[int, int, int]) -> np.ndarray:
@@ -378,10 +426,9 @@ def _read_nifti(path: Path) -> Volume:
         file.seek(0)
         before = _take(file, max(int(header["vox_offset"]), size + 4))
         data = _take(file, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-        while file.read(_CHUNK):  # to the end, where gzip keeps its checksum
-            pass
+        notes = _check_end(file, path)
     scale = (1.0, 0.0) if slope is None else (float(slope), float(intercept))
-    volume = Volume(_voxels(data, dtype, shape), _checked_affine(affine, path), *scale, path)
+    volume = Volume(_voxels(data, dtype, shape), _checked_affine(affine, path), *scale, path, notes)
     return _with_header(volume, _Header("NIfTI", dtype, before))
 
 
@@ -479,6 +526,8 @@ def _read_nrrd(path: Path) -> Volume:
     fields = {name: value.strip() for name, _, value in text}
     if fields.get("space") not in _SPACES or "space directions" not in fields:
         raise _unknown_orientation(path, "no anatomical space")
+    if fields["space directions"].count("(") != 3:
+        raise _unknown_orientation(path, "space directions are none")
     with _silent(sitk):
         reader = sitk.ImageFileReader()
         reader.SetImageIO("NrrdImageIO")
@@ -525,6 +574,9 @@ def _read_dicom(folder: Path) -> Volume:
         _refuse_broken_files(folder, {Path(name).name for names in series.values() for name in names})
         stacks = {uid: names for uid, names in series.items() if len(names) > 1}
         if not stacks:
+            frames = [name for names in series.values() for name in names if _frames(name) > 1]
+            if len(frames) == 1:
+                return _read_multi_frame(Path(frames[0]))
             raise InputError(f"{folder} holds no DICOM series of several slices; point at a folder with one.")
         if len(stacks) > 1:
             found = ", ".join(f"{uid} ({len(n)} slices, {_description(n[0])})" for uid, n in stacks.items())
@@ -535,19 +587,76 @@ def _read_dicom(folder: Path) -> Volume:
         _shape3([*image.GetSize(), image.GetNumberOfComponentsPerPixel()], folder)
         notes = _check_slices(reader, image.GetSize()[2], folder)
         stored, affine = _from_itk(image, folder)
-    if stored.dtype == np.float64:  # from a fractional rescale slope
-        stored = stored.astype(np.float32)
-    return Volume(stored, affine, source=folder, warnings=notes)
+    return Volume(_narrow(stored), affine, source=folder, warnings=notes)
+
+
+def _narrow(stored: np.ndarray) -> np.ndarray:
+    """Voxels of a DICOM series in a type that holds them: a fractional rescale slope makes float64 of them."""
+    return stored.astype(np.float32) if stored.dtype == np.float64 else stored
+
+
+def _read_multi_frame(path: Path) -> Volume:
+    """An enhanced DICOM file, which holds all slices of one volume as frames.
+
+    Raises InputError where the frames are no even stack: several volumes, echoes or orientations."""
+    import pydicom
+    import SimpleITK as sitk
+
+    header = pydicom.dcmread(path, stop_before_pixels=True)
+    frames = header.get("PerFrameFunctionalGroupsSequence", [])
+    shared = header.get("SharedFunctionalGroupsSequence", [None])[0]
+    try:
+        places = np.array([f.PlanePositionSequence[0].ImagePositionPatient for f in frames], dtype=float)
+        turns = np.array(
+            [
+                (f if "PlaneOrientationSequence" in f else shared).PlaneOrientationSequence[0].ImageOrientationPatient
+                for f in frames
+            ],
+            dtype=float,
+        )
+    except (AttributeError, IndexError, TypeError) as error:
+        raise _unknown_orientation(path, "a frame has no position or orientation") from error
+    if len(places) < 2:
+        raise InputError(f"{path} holds one slice; give a 3D scan of the head.")
+    steps = np.diff(places, axis=0)
+    if np.ptp(turns, axis=0).max() > 1e-3 or np.abs(steps - np.median(steps, axis=0)).max() > 0.05:
+        raise InputError(
+            f"{path} is a multi-frame DICOM file whose frames are not one even stack of slices; "
+            "convert one volume of it to NIfTI first."
+        )
+    with _silent(sitk):
+        image = sitk.ReadImage(str(path))
+        _shape3([*image.GetSize(), image.GetNumberOfComponentsPerPixel()], path)
+        stored, affine = _from_itk(image, path)
+    step, reached = np.median(steps, axis=0) * (-1, -1, 1), affine[:3, 2]
+    if not np.allclose(step, reached, atol=0.05):
+        raise InputError(f"{path} is a multi-frame DICOM file of an odd geometry; convert it to NIfTI first.")
+    return Volume(_narrow(stored), affine, source=path)
+
+
+def _frames(path: str | Path) -> int:
+    """How many frames a DICOM file holds; 0 where it holds no image."""
+    import pydicom
+
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "NumberOfFrames"])
+    return int(header.get("NumberOfFrames") or 1) if "Rows" in header else 0
 
 
 def _refuse_broken_files(folder: Path, listed: set[str]) -> None:
-    """The reader skips files it cannot parse, so a broken slice would be missed without a word."""
+    """The reader skips files it cannot parse, so a broken slice would be missed without a word. Index files, which
+    hold no image (DICOMDIR and its like), are passed over."""
     for path in sorted(folder.iterdir()):
-        if path.name in listed or path.name.upper() == "DICOMDIR" or not path.is_file():
+        if path.name in listed or not path.is_file():
             continue
         with open(path, "rb") as file:
-            if file.read(132)[128:] == b"DICM":
-                raise InputError(f"{path} is a damaged DICOM file; copy or export the series again.")
+            if file.read(132)[128:] != b"DICM":
+                continue
+        try:
+            is_image = _frames(path) > 0
+        except Exception:  # whatever pydicom throws at a broken file
+            is_image = True
+        if is_image:
+            raise InputError(f"{path} is a damaged DICOM file; copy or export the series again.")
 
 
 def _description(name: str) -> str:
@@ -593,5 +702,22 @@ def _check_slices(reader: Any, count: int, folder: Path) -> tuple[str, ...]:
     return (note,)
 
 
-_READERS = {"NIfTI": _read_nifti, "NRRD": _read_nrrd, "MGH": _read_mgh, "DICOM": _read_dicom}
+def _read_dicom_file(path: Path) -> Volume:
+    if _frames(path) < 2:
+        raise InputError(f"{path} is one slice of a DICOM series; give the folder that holds the whole series.")
+    return _read_multi_frame(path)
+
+
+def _is_dicom(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+_READERS = {
+    "NIfTI": _read_nifti,
+    "NRRD": _read_nrrd,
+    "MGH": _read_mgh,
+    "DICOM": _read_dicom,
+    "multi-frame DICOM": _read_dicom_file,
+}
 _NEW_HEADERS = {"NIfTI": _new_nifti, "NRRD": _new_nrrd, "MGH": _new_mgh}

@@ -162,16 +162,12 @@ class Worker:
 
         Answers defaced, face_region and brain_mask (paths; masks are uint8) and a report with the checks.
         Raises CheckError and InputError."""
-        from .checks import check, enforce
-        from .refacer import empty_face
+        from .refacer import checked_deface
 
         refacer, progress = self._ready(progress)
         head = self._prepare(refacer, _part(progress, 0.0, 1 / PREPARED), volume, affine, defaced)
-        original, anatomy = head.original, head.anatomy
-        emptied = empty_face(original, anatomy)
-        checks = check(original, emptied, anatomy, anatomy.face_region, head.expected_ml)
-        checks = [entry for entry in checks if entry.name != "face_tissue_ratio"]  # there is to be no face
-        enforce(checks)
+        anatomy = head.anatomy
+        emptied, checks = checked_deface(head)
         return {
             "defaced": self._write(emptied.stored),
             "face_region": self._write(anatomy.view.to_native(anatomy.face_region)),

@@ -20,13 +20,14 @@ def release(
     card: dict[str, Any],
     generator: dict[str, Tensor],
     anatomy: dict[str, Tensor],
+    brain_check: dict[str, Tensor],
     template: Template,
 ) -> None:
-    """Write generator.pt (`packed`), anatomy.pt (float16), template.npz and card.json with their SHA-256 into
+    """Write generator.pt (`packed`), anatomy.pt and brain_check.pt (float16), template.npz and card.json with their SHA-256 into
     `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
-    for role, state in (("generator", generator), ("anatomy", anatomy)):
+    for role, state in (("generator", generator), ("anatomy", anatomy), ("brain_check", brain_check)):
         buffer = io.BytesIO()
         half = {name: tensor.detach().half().contiguous().clone() for name, tensor in state.items()}
         torch.save(packed(half) if role == "generator" else half, buffer)
