@@ -609,7 +609,9 @@ def _read_multi_frame(path: Path) -> Volume:
         places = np.array([f.PlanePositionSequence[0].ImagePositionPatient for f in frames], dtype=float)
         turns = np.array(
             [
-                (f if "PlaneOrientationSequence" in f else shared).PlaneOrientationSequence[0].ImageOrientationPatient
+                (f if "PlaneOrientationSequence" in f else shared)
+                .PlaneOrientationSequence[0]
+                .ImageOrientationPatient
                 for f in frames
             ],
             dtype=float,

@@ -139,7 +139,9 @@ def biased(head: Head, direction: tuple[int, int, int], factor: float) -> np.nda
     low, high = where.min(axis=0), where.max(axis=0)
     unit = np.array(direction) / np.linalg.norm(direction)
     axes = [(np.arange(n) - a) / (b - a) - 0.5 for n, a, b in zip(head.values.shape, low, high, strict=True)]
-    along = sum(u * axis.reshape([-1 if i == d else 1 for i in range(3)]) for d, (u, axis) in enumerate(zip(unit, axes)))
+    along = sum(
+        u * axis.reshape([-1 if i == d else 1 for i in range(3)]) for d, (u, axis) in enumerate(zip(unit, axes))
+    )
     field = np.exp(np.log(factor) * along)
     spoilt = head.values * field
     return spoilt * (np.percentile(head.values, 99.9) / np.percentile(spoilt, 99.9))
@@ -149,7 +151,12 @@ def bias(head: Head) -> Iterator[Case]:
     """Receive bias of eight directions."""
     for name, direction in DIRECTIONS.items():
         for factor in (6, 12, 20):
-            yield Case(f"bright at the {name} {factor}x", head.volume(biased(head, direction, factor)), head.brain, head.face)
+            yield Case(
+                f"bright at the {name} {factor}x",
+                head.volume(biased(head, direction, factor)),
+                head.brain,
+                head.face,
+            )
 
 
 def air_levels(head: Head) -> Iterator[Case]:
@@ -158,11 +165,19 @@ def air_levels(head: Head) -> Iterator[Case]:
     for name, changed in (
         ("air at 500", values + 500), ("air at -200", values - 200), ("air at -1024, as in CT", 2 * values - 1024),
     ):  # fmt: skip
-        yield Case(name, Volume.from_array(np.round(changed).astype(np.int16), head.affine), head.brain, head.face, "refaced")
+        yield Case(
+            name,
+            Volume.from_array(np.round(changed).astype(np.int16), head.affine),
+            head.brain,
+            head.face,
+            "refaced",
+        )
     z = (values - values.mean()) / values.std()
     yield Case("z-score", Volume.from_array(z.astype(np.float32), head.affine), head.brain, head.face, "refaced")
     unit = values / values.max() * 2 - 1
-    yield Case("-1 to 1", Volume.from_array(unit.astype(np.float32), head.affine), head.brain, head.face, "refaced")
+    yield Case(
+        "-1 to 1", Volume.from_array(unit.astype(np.float32), head.affine), head.brain, head.face, "refaced"
+    )
 
 
 def noise(head: Head) -> Iterator[Case]:
@@ -175,7 +190,9 @@ def noise(head: Head) -> Iterator[Case]:
         yield Case(f"MP2RAGE, noise to {level:g}", head.volume(mp2rage), head.brain, head.face, "refaced")
     for sigma in (0.05, 0.1):
         real, imaginary = random.standard_normal((2, *air.shape)) * sigma * top
-        yield Case(f"Rician noise {sigma:g}", head.volume(np.hypot(head.values + real, imaginary)), head.brain, head.face)
+        yield Case(
+            f"Rician noise {sigma:g}", head.volume(np.hypot(head.values + real, imaginary)), head.brain, head.face
+        )
 
 
 def wraps(head: Head) -> Iterator[Case]:
@@ -237,7 +254,9 @@ def no_heads(head: Head) -> Iterator[Case]:
     top = float(np.percentile(head.values, 99.5))
     for name, radius, layers in (("sphere", 0.7, 0), ("large sphere", 0.95, 0), ("fruit", 0.8, 1)):
         r = np.sqrt(i**2 + j**2 + k**2) / radius
-        body = np.where(r < 1, 0.6 * (1 + 0.3 * layers * np.sign(np.sin(20 * r)) * np.cos(6 * np.arctan2(i, j))), 0)
+        body = np.where(
+            r < 1, 0.6 * (1 + 0.3 * layers * np.sign(np.sin(20 * r)) * np.cos(6 * np.arctan2(i, j))), 0
+        )
         body += 0.01 * random.random(r.shape)
         yield Case(name, head.volume(top * body), None, None, "refused")
 
@@ -248,8 +267,12 @@ def orientations(head: Head) -> Iterator[Case]:
     from nibabel import orientations as orient
 
     for codes in ("LPS", "PIR", "ASL", "SRA", "IPL", "LAS"):
-        image = nib.Nifti1Image(np.stack([head.values, head.brain.astype(np.float32), head.face.astype(np.float32)], -1), head.affine)
-        turned = image.as_reoriented(orient.ornt_transform(orient.io_orientation(head.affine), orient.axcodes2ornt(codes)))
+        image = nib.Nifti1Image(
+            np.stack([head.values, head.brain.astype(np.float32), head.face.astype(np.float32)], -1), head.affine
+        )
+        turned = image.as_reoriented(
+            orient.ornt_transform(orient.io_orientation(head.affine), orient.axcodes2ornt(codes))
+        )
         values, brain, face = np.moveaxis(np.asarray(turned.dataobj), -1, 0)
         yield Case(f"orientation {codes}", head.volume(values, turned.affine), brain > 0.5, face > 0.5, "refaced")
     for angle, axes in ((25, (1, 2)), (-25, (1, 2)), (30, (0, 1)), (25, (0, 2))):
@@ -292,7 +315,11 @@ def contrasts(head: Head) -> Iterator[Case]:
     where = np.argwhere(head.brain)
     random = np.random.default_rng(4)
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in head.values.shape], indexing="ij"), -1)
-    for name, level, radius in (("dark cavity", 0.05, 14), ("bright tumour", 1.0, 12), ("large dark cavity", 0.1, 20)):
+    for name, level, radius in (
+        ("dark cavity", 0.05, 14),
+        ("bright tumour", 1.0, 12),
+        ("large dark cavity", 0.1, 20),
+    ):
         centre = where[random.integers(len(where))]
         hit = (np.linalg.norm(grid - centre, axis=-1) < radius) & head.brain
         yield Case(name, head.volume(np.where(hit, level * top, head.values)), head.brain, head.face)

@@ -323,7 +323,9 @@ def train(heads: list[PreparedHead], template: Template, folder: Path, settings:
         shape = GRIDS[int(rng.integers(len(GRIDS)))]
         # easy and hard scans side by side; the hardest only once there is something to build on
         difficulty = float(rng.uniform(0, 1)) * min(1.0, 0.3 + step / (0.3 * steps))
-        x, brain, target, weight = (part.to(device) for part in example(head, template, near, rng, difficulty, shape))
+        x, brain, target, weight = (
+            part.to(device) for part in example(head, template, near, rng, difficulty, shape)
+        )
         x = scale_input(x)
         with bfloat16(device):
             logits, coordinates = network(x)
