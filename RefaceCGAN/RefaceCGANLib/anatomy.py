@@ -65,7 +65,8 @@ LEVEL_SIGMA, LEVEL_TO, LEAST_LEVEL = 12.0, 0.6, 0.01
 """`scale_input`: sigma of the Gaussian in voxels of 2 mm; the value of tissue at the local level; the least local
 level as a share of the highest, so that noise in the air stays noise."""
 CONTRAST_SIGMA, LEAST_SPREAD = 6.0, 2e-4
-"""`contrast_input`: sigma of the Gaussian in voxels of 4 mm, and the least spread, so that what is flat stays flat."""
+"""`contrast_input`: sigma of the Gaussian in voxels of 4 mm, and the least spread, so that what is flat stays
+flat."""
 AIR_PERCENTILE = 0.1
 """Of all voxels: the level of air. Not the minimum, as single voxels may be broken."""
 BRAIN_ML = (150.0, 2600.0)
@@ -84,36 +85,38 @@ IN_VIEW = 0.5
 OVERLAP = 0.75
 """Dice of the scan's brain with the average one after alignment, at least."""
 SKULL_MM, SKULL_LAYERS, NO_SKULL = 2.0, 13, 0.92
-"""The skull is looked for in so many layers of so many mm under the skin. Where the darkest of them has more than the
-third of the brightness of those on both sides, there is none: 0.14 to 0.90 in heads of eight contrasts, also with
-slices of 5.5 mm; 0.93 to 1.03 in stripped brains and phantoms."""
+"""The skull is looked for in so many layers of so many mm under the skin. Where the darkest of them has more than
+the third of the brightness of those on both sides, there is none: 0.14 to 0.90 in heads of eight contrasts, also
+with slices of 5.5 mm; 0.93 to 1.03 in stripped brains and phantoms."""
 FULL = 0.68
 """Share of the scan that is brighter than its skin from which on that is noise where there is no signal."""
 EMPTIED = 0.25
-"""A scan is already defaced where this fraction of the average face is constant (at most 0.002 in whole heads, 0.46
-and more in defaced ones)."""
+"""A scan is already defaced where this fraction of the average face is constant (at most 0.002 in whole heads,
+0.46 and more in defaced ones)."""
 HOLE_REACH, HOLE_CLEFT, HOLE_RIM = 10, 6, 3
-"""Voxels of the template grid. Emptied tissue within the first of the largest emptied part belongs to the face that
-came off, and so do clefts there (the second, as `solid` takes it); emptied air is painted unless kept tissue is
-nearer by more than the third."""
+"""Voxels of the template grid. Emptied tissue within the first of the largest emptied part belongs to the face
+that came off, and so do clefts there (the second, as `solid` takes it); emptied air is painted unless kept tissue
+is nearer by more than the third."""
 DISAGREE_ML = 0.5
 """Brain that the second opinion finds in the face region, at most: with more, one of the two is wrong."""
-AGREE = 0.8
+AGREE = 0.7
 """Dice of the two brain masks, at least."""
 WRAP_SHARE, WRAP_ML, WRAP_MM, WRAP_SAME = 0.002, 0.2, 8.0, 0.5
-"""Wrap-around: the share of the average face beyond an end of the field of view from which on it is looked for at the
-opposite end; the least volume and extent of a part of a face there; and the share of the head in the last slice that
-must be in the first, too."""
+"""Wrap-around: the share of the average face beyond an end of the field of view from which on it is looked for at
+the opposite end; the least volume and extent of a part of a face there; and the share of the head in the last
+slice that must be in the first, too."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """brain_mask, face_region: bool (A, S, L) on the native grid in ASL order.  second_brain: the like, the second
-    opinion on the brain.  to_template: (4, 4) ASL index -> template RAS mm.  skin: intensity above air where tissue
-    begins (real values).  already_defaced: the scan came without a face, or with part of one.  misfit_mm, in_view:
-    how well the template fits, and how much of the average face the field of view holds (0..1).  disputed_ml: brain
-    by the second opinion in what would be the face region; none of it is left in `face_region`.  agreement: Dice of
-    the two brain masks.  noisy_air: there is noise as bright as tissue where there is no signal."""
+    """What `locate` found. Masks are bool (A, S, L) on the native grid in ASL order.
+
+    brain_mask: the brain.  face_region: what is emptied and generated.  second_brain: the second opinion on the brain,
+    eroded by 2 mm.  to_template: (4, 4) ASL index -> template RAS mm.  skin: intensity above air where tissue begins
+    (real values).  already_defaced: the scan came without a face, or with part of one.  misfit_mm, in_view: how well
+    the template fits, and how much of the average face the field of view holds (0..1).  disputed_ml: brain by the
+    second opinion in what would be the face region; none of it is left there.  agreement: Dice of the two brain
+    masks.  noisy_air: there is noise as bright as tissue where there is no signal."""
 
     view: AslView
     brain_mask: np.ndarray
@@ -131,7 +134,8 @@ class Anatomy:
 
 
 def air_level(values: np.ndarray) -> float:
-    """The level of air in a scan of real values (any shape). Stages after `locate` see the scan above this level."""
+    """The level of air in a scan of real values (any shape). Stages after `locate` see the scan above this
+    level."""
     return float(np.percentile(values, AIR_PERCENTILE))
 
 
@@ -146,9 +150,10 @@ def locate(
     """Find brain and face. values: (A, S, L) float32 in ASL order, real values above `air_level`.
 
     `defaced`: "yes" or "no" where the caller knows whether the face has been removed, else "auto".
-    Raises CheckError where there is no head, no brain, or no face in the field of view, or where the two opinions on
-    the brain are far apart."""
+    Raises CheckError where there is no head, no brain, or no face in the field of view, or where the two opinions
+    on the brain are far apart."""
     import torch
+    from scipy import ndimage
 
     small = resample_axes(values, view.spacing, SPACING)
     probability, coordinates = _apply(network, small)
@@ -186,10 +191,8 @@ def locate(
 
     grid_to_small = np.linalg.inv(small_to_template) @ template.affine
     shape = template.mean.shape
-    stacked = np.stack([head.astype(np.float32), np.ones_like(small), brain_map, second_small])
-    scan, valid, near_brain, near_second = sample(
-        torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape
-    )
+    stacked = np.stack([head.astype(np.float32), np.ones_like(small), brain_map])
+    scan, valid, near_brain = sample(torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape)
     seen, tissue = valid > 0.99, scan > 0.5
     average_head = torch.from_numpy(template.head)
     if noisy_air:
@@ -202,7 +205,8 @@ def locate(
 
     native = values.shape
     brain_native = resample_axes(brain_map, (SPACING,) * 3, view.spacing, native) > 0.5
-    second_native = resample_axes(second_small, (SPACING,) * 3, view.spacing, native) > 0.5
+    sure = ndimage.binary_erosion(second_small, border_value=1)  # its grid is coarse
+    second_native = resample_axes(sure, (SPACING,) * 3, view.spacing, native) > 0.5
     template_index = np.linalg.inv(template.affine) @ to_template
     wanted = [_wanted(tissue, seen, here | average_brain, template)]
     if already:
@@ -271,8 +275,8 @@ def _face_in_view(seen: Tensor, template: Template) -> float:
             if float((seen & part).sum()) < 0.5 * float(part.sum()):
                 missing.append(name)
         raise CheckError(
-            f"Only {in_view:.0%} of the face lies in the field of view (not in it: {', '.join(missing) or 'its front'}); "
-            "give a scan that shows all of it."
+            f"Only {in_view:.0%} of the face lies in the field of view (not in it: "
+            f"{', '.join(missing) or 'its front'}); give a scan that shows all of it."
         )
     return in_view
 
@@ -283,8 +287,8 @@ def _check_brain(brain: np.ndarray) -> None:
     if not BRAIN_ML[0] <= volume_ml <= BRAIN_ML[1]:
         raise CheckError(
             f"No brain was found (the best guess has {volume_ml:.0f} ml); give an MR scan of a whole head. "
-            "Echo-planar and diffusion images show too little of a face to replace it: deface them with the region "
-            "of a T1-weighted scan of the same person."
+            "Echo-planar and diffusion images show too little of a face to replace it; refacecgan dataset empties "
+            "them with the face region of a T1-weighted scan of the same person."
         )
     extent = [SPACING * (span.stop - span.start) for span in bounding_box(brain)]
     if min(extent) < BRAIN_MM[0] or max(extent) > BRAIN_MM[1]:
@@ -321,11 +325,12 @@ def _check_skull(head: np.ndarray, brain: np.ndarray, scaled: np.ndarray) -> Non
     depth, values = depth[:, upper], scaled[:, middle:]
     layers = [values[(SKULL_MM * n < depth) & (depth <= SKULL_MM * (n + 1))] for n in range(SKULL_LAYERS)]
     profile = np.array([np.median(layer) for layer in layers if len(layer) > 50])
-    dips = [profile[n] / min(profile[:n].max(), profile[n + 1 :].max()) for n in range(1, len(profile) - 1)]
-    if min(dips, default=1.0) > NO_SKULL:
+    brighter = [np.minimum(profile[:n].max(), profile[n + 1 :].max()) for n in range(1, len(profile) - 1)]
+    dips = profile[1:-1] / np.array(brighter)
+    if dips.min(initial=1.0) > NO_SKULL:
         raise CheckError(
-            "There is no skull around what looks like a brain, so this is a brain alone or no head; give an MR scan of "
-            "a whole head, as it was before skull stripping."
+            "There is no skull around what looks like a brain, so this is a brain without a head, or no head; "
+            "give an MR scan of a whole head, as it was before skull stripping."
         )
 
 
@@ -349,12 +354,14 @@ def _second_opinion(network: BrainNetwork, small: np.ndarray) -> np.ndarray:
 
 
 def _dice(one: np.ndarray, other: np.ndarray) -> float:
-    return 2 * float(np.count_nonzero(one & other)) / max(1, np.count_nonzero(one) + np.count_nonzero(other))
+    """The Dice overlap of two bool masks of one shape."""
+    together = int(np.count_nonzero(one)) + int(np.count_nonzero(other))
+    return 2 * float(np.count_nonzero(one & other)) / max(1, together)
 
 
 def tissue_threshold(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The threshold of tissue at every voxel of the 2 mm scan, in its own intensity, and what is brighter: the head
-    and what else there is. Both (A, S, L). The threshold follows the receive bias."""
+    """The threshold of tissue at every voxel of the 2 mm scan, in its own intensity, and what is brighter: the
+    head and what else there is. Both (A, S, L). The threshold follows the receive bias."""
     import torch
 
     scan = torch.from_numpy(small)[None, None]
@@ -372,8 +379,8 @@ def _skin(
     template: Template,
     defaced: bool,
 ) -> float:
-    """The intensity where the tissue of the face begins: the scan's threshold, or that at the face where receive bias
-    makes the face darker. small, level, head: (A, S, L) at 2 mm (`tissue_threshold`)."""
+    """The intensity where the tissue of the face begins: the scan's threshold, or that at the face where receive
+    bias makes the face darker. small, level, head: (A, S, L) at 2 mm (`tissue_threshold`)."""
     import torch
 
     matrix = np.linalg.inv(template.affine) @ to_template @ axes_matrix(view.spacing, SPACING)
@@ -384,8 +391,8 @@ def _skin(
 
 
 def _constant(values: np.ndarray) -> np.ndarray:
-    """Where a scan (A, S, L) is constant: voxels equal to both neighbours along each axis, bool (A, S, L). Noise is
-    never constant, so this is what a program has emptied or padded, whatever value it wrote there."""
+    """Where a scan (A, S, L) is constant: voxels equal to both neighbours along each axis, bool (A, S, L). Noise
+    is never constant, so this is what a program has emptied or padded, whatever value it wrote there."""
     constant = np.ones(values.shape, dtype=bool)
     for axis in range(3):
         moved, flat = np.moveaxis(values, axis, 0), np.moveaxis(constant, axis, 0)
@@ -541,8 +548,8 @@ def scale_input(image: Tensor) -> Tensor:
 
 
 def tissue_level(image: Tensor) -> Tensor:
-    """The local intensity of tissue, (A, S, L): the intensity's mean within a Gaussian, weighted by intensity, as air
-    then weighs nothing. image: (A, S, L) at 2 mm, air near 0."""
+    """The local intensity of tissue, (A, S, L): the intensity's mean within a Gaussian, weighted by intensity, as
+    air then weighs nothing. image: (A, S, L) at 2 mm, air near 0."""
     x = image.float().clamp(min=0)
     level = smooth(x * x, LEVEL_SIGMA) / smooth(x, LEVEL_SIGMA).clamp(min=1e-6)
     return (level + LEAST_LEVEL * level.max()).clamp(min=1e-6)
@@ -561,9 +568,9 @@ def contrast_input(image: Tensor) -> Tensor:
 
 
 def _fit(coordinates: np.ndarray, head: np.ndarray, template: Template) -> tuple[np.ndarray, float]:
-    """The affine map (4, 4) index of the 2 mm scan -> template mm that fits the network's coordinates best, and the
-    mean distance left. head: its tissue, bool (A, S, L). Voxels that the map misses by much count less (Tukey's
-    biweight)."""
+    """The affine map (4, 4) index of the 2 mm scan -> template mm that fits the network's coordinates best, and
+    the mean distance left. head: its tissue, bool (A, S, L). Voxels that the map misses by much count less
+    (Tukey's biweight)."""
     import torch
 
     blocks = tuple(length // 2 for length in head.shape)
@@ -689,8 +696,8 @@ def _similar_steps(mapping: np.ndarray) -> np.ndarray:
 
 
 def _carry(grid_masks: Tensor, template_index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Masks (C, A, S, L) of the template grid, where above 0.5, on the native grid: bool (C, A, S, L). Slabs that they
-    do not reach are skipped."""
+    """Masks (C, A, S, L) of the template grid, where above 0.5, on the native grid: bool (C, A, S, L). Slabs that
+    they do not reach are skipped."""
     first = int(np.flatnonzero(grid_masks.numpy().any((0, 2, 3)))[0]) - 1
     corners = np.array([[a, s, k, 1.0] for a in (0, shape[0] - 1) for s in (0, shape[1]) for k in (0, shape[2])])
     behind = (corners @ template_index.T)[:, 0].reshape(2, -1).max(axis=1)

@@ -45,8 +45,9 @@ class Defaced:
     """A scan without its face, and its anatomy without anything of the emptied voxels.
 
     scan: the scan with its face region at the level of air.  air: that level, real values, from the kept voxels.
-    face_region: bool (A, S, L).  to_template: (4, 4) ASL index -> template RAS mm.  skin: intensity above `air` where
-    kept tissue begins near the face region.  already_defaced: it came without a face, or with part of one."""
+    face_region: bool (A, S, L).  to_template: (4, 4) ASL index -> template RAS mm.  skin: intensity above `air`
+    where kept tissue begins near the face region.  already_defaced: it came without a face, or with part of
+    one."""
 
     scan: Volume
     air: float
@@ -133,8 +134,8 @@ def given_region(volume: Volume, mask: Volume) -> np.ndarray:
 def _guess(
     small: np.ndarray, tissue: np.ndarray, view: AslView, network: AnatomyNetwork, template: Template
 ) -> np.ndarray:
-    """The map (4, 4) ASL index -> template mm that the anatomy network sees in a defaced scan at 2 mm. tissue: bool,
-    same shape."""
+    """The map (4, 4) ASL index -> template mm that the anatomy network sees in a defaced scan at 2 mm. tissue:
+    bool, same shape."""
     _, coordinates = locating._apply(network, small)
     matrix, _ = locating._fit(coordinates, tissue, template)
     return np.asarray(matrix @ np.linalg.inv(axes_matrix(view.spacing, SPACING)))

@@ -341,7 +341,9 @@ class BrainNetwork(nn.Module):
             y = down(y)
             skips.append(y)
         skips.pop()
-        for narrow, merge in self.up:  # type: ignore[misc]
+        narrow: nn.Module
+        merge: nn.Module
+        for narrow, merge in self.up:  # type: ignore[misc,assignment]
             y = functional.interpolate(narrow(y), scale_factor=2.0, mode="trilinear", align_corners=False)
             y = merge(torch.cat([y, skips.pop()], dim=1))
         return _unfold(self.leave(y))

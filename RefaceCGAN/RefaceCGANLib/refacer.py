@@ -330,8 +330,8 @@ class Refacer:
         return WorkingScan(scan, inside, inner, meeting, kept, to_native)
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
-        """The scan with its face region emptied, everything else bit-identical; it passes the checks that a refaced
-        scan has to pass. Raises CheckError and InputError."""
+        """The scan with its face region emptied, everything else bit-identical; it passes the checks that a
+        refaced scan has to pass. Raises CheckError and InputError."""
         return checked_deface(self.prepare(volume, defaced))[0]
 
     def reface(
@@ -382,7 +382,8 @@ class Refacer:
                 anatomy.view.to_asl(stored)[composed.air_mask] = np.nan
             refaced = original.with_stored(stored)
         with timer("check", 0.95, 1.0):
-            checks = check(original, refaced, anatomy, prepared.defaced.air, composed.air_mask, prepared.expected_ml)
+            air = prepared.defaced.air
+            checks = check(original, refaced, anatomy, air, composed.air_mask, prepared.expected_ml)
             if not force:
                 enforce(checks)
         seconds |= timer.seconds

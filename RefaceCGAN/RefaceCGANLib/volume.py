@@ -128,8 +128,8 @@ class Volume:
     def check(self) -> Volume:
         """Return self if it is a plausible head scan (`read` calls this).
 
-        NaN counts as air, with a warning. Raises InputError for an axis under 16 voxels, voxels outside 0.2 to 8 mm,
-        infinite values, and data that are the same everywhere.
+        NaN counts as air, with a warning. Raises InputError for an axis under 16 voxels, voxels outside 0.2 to 8
+        mm, infinite values, and data that are the same everywhere.
         """
         name = self.source or "the volume"
         if min(self.shape) < MIN_AXIS:
@@ -372,13 +372,9 @@ def _take(file: IO[bytes], size: int) -> bytes:
 
 def _open(path: Path) -> IO[bytes]:
     """The file's content, unzipped where it begins like a gzip stream, whatever the file's name says."""
-    file = open(path, "rb")
-    zipped = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    if not zipped:
-        return file
-    file.close()
-    return gzip.open(path)  # type: ignore[return-value]
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if zipped else open(path, "rb")  # type: ignore[return-value]
 
 
 def _check_end(file: IO[bytes], path: Path) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from RefaceCGANLib.template import MODE_SPACING, Template
 from RefaceCGANLib.training import config, native
 from RefaceCGANLib.training import ears as building_ears
 from RefaceCGANLib.training import template as building
-from RefaceCGANLib.training.anatomy import GRID, PreparedHead, inside_head
+from RefaceCGANLib.training.anatomy import GRIDS, PreparedHead, near_head, train_brain_check
 from RefaceCGANLib.training.anatomy import example as anatomy_example
 from RefaceCGANLib.training.anatomy import train as train_anatomy
 from RefaceCGANLib.training.data import Example, WorkingHead, condition_of, example
@@ -285,29 +285,25 @@ class TestAnatomyExamples:
         image = np.where(template.head, rng.uniform(50, 100, SHAPE), 0.0)
         return PreparedHead("one", image.astype(np.float16), ball(6), template.affine)
 
-    def test_inside_head_follows_the_template_and_its_margin(self) -> None:
-        points = torch.tensor([[0.0, 0.0, 0.0], [0.0, 22.0, 0.0], [0.0, 28.0, 0.0], [0.0, 300.0, 0.0]])
-        assert inside_head(small_template(), points).tolist() == [True, True, False, False]
-
-    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("seed", range(12))
     def test_an_example_is_finite_and_of_the_right_shapes(self, seed: int) -> None:
         torch.manual_seed(seed)
+        template = small_template()
         image, brain, target, weight = anatomy_example(
-            self.prepared(), small_template(), np.random.default_rng(seed)
+            self.prepared(), template, near_head(template), np.random.default_rng(seed)
         )
-        half = tuple(n // 2 for n in GRID)
-        assert image.shape == brain.shape == (1, 1, *GRID)
+        half = tuple(n // 2 for n in GRIDS[0])
+        assert image.shape == brain.shape == (1, 1, *GRIDS[0])
         assert target.shape == (1, 3, *half) and weight.shape == (1, 1, *half)
         assert all(torch.isfinite(part).all() for part in (image, brain, target, weight))
-        assert weight.sum() > 0
+        assert (weight.sum() > 0) == (brain.sum() > 0)  # neither in what is no head
 
-    def test_training_runs_and_leaves_a_checkpoint(self, tmp_path: Path) -> None:
-        settings = {"seed": 1, "steps": 2, "learning_rate": 1e-3, "filters": [4, 4]}
-        network = train_anatomy([self.prepared()], small_template(), tmp_path, settings)
+    @pytest.mark.parametrize("train", [train_anatomy, train_brain_check])
+    def test_training_runs_and_leaves_a_checkpoint(self, tmp_path: Path, train: Any) -> None:
+        settings = {"seed": 1, "steps": 2, "learning_rate": 1e-3, "filters": [8, 8]}
+        network = train([self.prepared()], small_template(), tmp_path, settings)
         assert (tmp_path / "checkpoint.pt").exists()
-        again = train_anatomy(
-            [self.prepared()], small_template(), tmp_path, settings
-        )  # there is nothing left to do
+        again = train([self.prepared()], small_template(), tmp_path, settings)  # there is nothing left to do
         for a, b in zip(network.parameters(), again.parameters(), strict=True):
             assert torch.equal(a, b)
 
@@ -501,7 +497,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("old", "new", "words"),
         [
-            ('kind = "generator"', 'kind = "painter"', ["kind", "template, anatomy, generator"]),
+            ('kind = "generator"', 'kind = "painter"', ["kind", "template, anatomy, brain_check, generator"]),
             ('kind = "generator"', "", ["kind"]),
             ("filters = 4", "filtres = 4", ["generator.filtres"]),
             ("channels_in = 3", "", ["generator.channels_in", "missing"]),
@@ -600,7 +596,7 @@ class TestConfig:
         with pytest.raises(InputError, match=r"none\.toml does not exist"):
             config.run(tmp_path / "none.toml")
 
-    @pytest.mark.parametrize("name", ["template", "anatomy", "default", "paper"])
+    @pytest.mark.parametrize("name", ["template", "anatomy", "brain_check", "default", "paper"])
     def test_the_shipped_configurations_have_known_keys_alone(self, name: str) -> None:
         content = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
         config._checked(content, config.KEYS[content["kind"]], "")

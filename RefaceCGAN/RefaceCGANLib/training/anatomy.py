@@ -1,4 +1,5 @@
-"""Training of the anatomy network on heads whose brain labels and template coordinates are known.
+"""Training of the anatomy network, and of the second opinion on the brain, on heads whose brain labels and
+template coordinates are known.
 
 Everything a scan can do to us is drawn at random for each example: pose, field of view, voxel size, bias
 field, noise, contrast (so that T2, FLAIR and PD work too), and faces already removed by other programs.
@@ -9,10 +10,10 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from ..networks import AnatomyNetwork, BrainNetwork
 from ..template import Template
 
 log = logging.getLogger(__name__)
+Network = TypeVar("Network", AnatomyNetwork, BrainNetwork)
 GRIDS = ((128, 128, 96), (112, 112, 80), (96, 112, 80))
 """Shapes (A, S, L) of the training examples at 2 mm: scans come in many sizes."""
 COARSE_GRIDS = ((64, 64, 48), (56, 56, 48), (48, 56, 40))
@@ -289,81 +291,44 @@ def example(
     return x, b * seen, target, half * (half > 0.5)
 
 
+Losses = dict[str, Tensor]
+"""What is added up to the loss ("loss") and what is only logged, each a scalar."""
+Step = Callable[[np.random.Generator, float], Losses]
+"""One training step: from random numbers and a difficulty (0..1) to the losses."""
+
+
 def train(heads: list[PreparedHead], template: Template, folder: Path, settings: dict[str, Any]) -> AnatomyNetwork:
     """Train the anatomy network; writes `checkpoint.pt` into `folder` (and resumes from it).
 
     `settings`: seed, steps, learning_rate, filters; and where wanted device (a torch.device, else the
     processor) and init (a state dict to start from). Returns the network with averaged weights."""
-    seed, steps, rate = int(settings["seed"]), int(settings["steps"]), float(settings["learning_rate"])
     device = torch.device(settings.get("device", "cpu"))
-    torch.manual_seed(seed)
+    torch.manual_seed(int(settings["seed"]))
     network = AnatomyNetwork(settings["filters"])
     if settings.get("init"):
         network.load_state_dict(settings["init"])
     network = network.to(device)
-    average = copy.deepcopy(network).requires_grad_(False)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.05)
-    checkpoint = folder / "checkpoint.pt"
-    start = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
-        for part, name in ((network, "network"), (average, "average")):
-            part.load_state_dict({"scale": torch.ones(3)} | state[name])  # the first checkpoints had no scale
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        start = int(state["step"])
     near = near_head(template)
-    totals = np.zeros(3)
-    began = time.monotonic()
-    for step in range(start, steps):
-        rng = np.random.default_rng([seed, step])
-        head = heads[int(rng.integers(len(heads)))]
-        torch.manual_seed(seed * 1_000_003 + step)
+
+    def step(rng: np.random.Generator, difficulty: float) -> Losses:
         shape = GRIDS[int(rng.integers(len(GRIDS)))]
-        # easy and hard scans side by side; the hardest only once there is something to build on
-        difficulty = float(rng.uniform(0, 1)) * min(1.0, 0.3 + step / (0.3 * steps))
+        head = heads[int(rng.integers(len(heads)))]
         x, brain, target, weight = (
             part.to(device) for part in example(head, template, near, rng, difficulty, shape)
         )
-        x = scale_input(x)
         with bfloat16(device):
-            logits, coordinates = network(x)
-        probability = torch.sigmoid(logits)
-        overlap = 2 * (probability * brain).sum() / (probability.sum() + brain.sum() + 1)
-        brain_loss = functional.binary_cross_entropy_with_logits(logits, brain) + 0.3 * (1 - overlap)
+            logits, coordinates = network(scale_input(x))
         error = functional.smooth_l1_loss(coordinates, target, beta=0.05, reduction="none").mean(1, True)
         coordinate_loss = (error * weight).sum() / (weight.sum() + 1)
-        loss = brain_loss + coordinate_loss
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        decay = min(0.99, (step + 1) / (step + 20))
-        with torch.no_grad():
-            for kept, new in zip(average.parameters(), network.parameters(), strict=True):
-                kept.lerp_(new, 1 - decay)
         distance = (torch.linalg.vector_norm(coordinates - target, dim=1, keepdim=True) * weight).sum()
-        totals += [brain_loss.item(), overlap.item(), 100 * (distance / (weight.sum() + 1)).item()]
-        if (step + 1) % 25 == 0:
-            seconds = (time.monotonic() - began) / (step + 1 - start)
-            log.info(
-                "step %d/%d  brain loss %.3f  Dice %.3f  coordinates %.1f mm  %.2f s a step",
-                step + 1, steps, *(totals / 25), seconds,
-            )  # fmt: skip
-            totals[:] = 0
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            state = {
-                "network": network.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").replace(checkpoint)
-    return average
+        brain_loss, overlap = _brain_loss(logits, brain)
+        return {
+            "loss": brain_loss + coordinate_loss,
+            "Dice": overlap,
+            "coordinates, mm": 100 * distance / (weight.sum() + 1),
+        }
+
+    return _trained(network, step, folder, settings)
 
 
 def train_brain_check(
@@ -372,38 +337,54 @@ def train_brain_check(
     """Train the network of the second opinion on the brain; writes `checkpoint.pt` into `folder` (and resumes from
     it). It shares the heads with the anatomy network, but no weights, no grid and no intensity rule.
 
-    `settings`: seed, steps, learning_rate, filters. Returns the network with averaged weights."""
-    seed, steps, rate = int(settings["seed"]), int(settings["steps"]), float(settings["learning_rate"])
-    torch.manual_seed(seed)
+    `settings`: as for `train`. Returns the network with averaged weights."""
+    device = torch.device(settings.get("device", "cpu"))
+    torch.manual_seed(int(settings["seed"]))
     network = BrainNetwork(settings["filters"])
-    average = copy.deepcopy(network).requires_grad_(False)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.05)
-    coarse = [head.coarser() for head in heads]
-    checkpoint = folder / "checkpoint.pt"
-    start = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        start = int(state["step"])
-    near = near_head(template)
-    totals = np.zeros(2)
-    for step in range(start, steps):
-        rng = np.random.default_rng([seed, step])
-        torch.manual_seed(seed * 1_000_003 + step)
-        difficulty = float(rng.uniform(0, 1)) * min(1.0, 0.3 + step / (0.3 * steps))
+    if settings.get("init"):
+        network.load_state_dict(settings["init"])
+    network = network.to(device)
+    coarse, near = [head.coarser() for head in heads], near_head(template)
+
+    def step(rng: np.random.Generator, difficulty: float) -> Losses:
         shape = COARSE_GRIDS[int(rng.integers(len(COARSE_GRIDS)))]
         head = coarse[int(rng.integers(len(coarse)))]
         x, brain, _, _ = example(head, template, near, rng, difficulty, shape)
-        logits = network(contrast_input(x))
-        probability = torch.sigmoid(logits)
-        overlap = 2 * (probability * brain).sum() / (probability.sum() + brain.sum() + 1)
-        loss = functional.binary_cross_entropy_with_logits(logits, brain) + 0.3 * (1 - overlap)
+        loss, overlap = _brain_loss(network(contrast_input(x.to(device))), brain.to(device))
+        return {"loss": loss, "Dice": overlap}
+
+    return _trained(network, step, folder, settings)
+
+
+def _brain_loss(logits: Tensor, brain: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy and 0.3 times what is missing of a Dice of 1; and that Dice."""
+    probability = torch.sigmoid(logits)
+    overlap = 2 * (probability * brain).sum() / (probability.sum() + brain.sum() + 1)
+    return functional.binary_cross_entropy_with_logits(logits, brain) + 0.3 * (1 - overlap), overlap
+
+
+def _trained(network: Network, draw: Step, folder: Path, settings: dict[str, Any]) -> Network:
+    """Train a network by `draw` for the steps of `settings`, from the folder's checkpoint where there is one.
+    Returns the network with averaged weights."""
+    seed, steps, rate = int(settings["seed"]), int(settings["steps"]), float(settings["learning_rate"])
+    average = copy.deepcopy(network).requires_grad_(False)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.05)
+    checkpoint, start = folder / "checkpoint.pt", 0
+    parts: dict[str, Any] = {"network": network, "average": average, "optimiser": optimiser, "schedule": schedule}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=next(network.parameters()).device)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        start = int(state["step"])
+    totals: dict[str, float] = {}
+    for step in range(start, steps):
+        rng = np.random.default_rng([seed, step])
+        torch.manual_seed(seed * 1_000_003 + step)
+        # easy and hard scans side by side; the hardest only once there is something to build on
+        losses = draw(rng, float(rng.uniform(0, 1)) * min(1.0, 0.3 + step / (0.3 * steps)))
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         schedule.step()
@@ -411,17 +392,13 @@ def train_brain_check(
         with torch.no_grad():
             for kept, new in zip(average.parameters(), network.parameters(), strict=True):
                 kept.lerp_(new, 1 - decay)
-        totals += [loss.item(), overlap.item()]
+        totals = {name: totals.get(name, 0.0) + value.item() for name, value in losses.items()}
+        if (step + 1) % 25 == 0:
+            means = "  ".join(f"{name} {total / 25:.3f}" for name, total in totals.items())
+            log.info("step %d/%d  %s", step + 1, steps, means)
+            totals = {}
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            log.info("step %d/%d  loss %.3f  Dice %.3f", step + 1, steps, *(totals / 100))
-            totals[:] = 0
-            state = {
-                "network": network.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-                "step": step + 1,
-            }
+            state = {name: part.state_dict() for name, part in parts.items()} | {"step": step + 1}
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
     return average

@@ -72,6 +72,18 @@ KEYS: dict[str, dict[str, Any]] = {
             "filters": Key([int], [24, 40, 64, 96], 1),
         },
     },
+    "brain_check": COMMON
+    | NETWORKS
+    | {
+        "template": Key(str),  # template.npz
+        "heads": Key([str]),  # prepared heads (.npz)
+        "training": {
+            "seed": Key(int, 1, 0),
+            "steps": Key(int, ..., 1),
+            "learning_rate": Key(float, 2e-3, 0),
+            "filters": Key([int], [32, 48, 64], 1),
+        },
+    },
     "generator": COMMON
     | NETWORKS
     | {
@@ -186,8 +198,8 @@ def run(config: str | Path) -> None:
     """Train what the file `config` describes to the end, going on where an earlier run stopped.
 
     In the configured folder: for a template what `build_template` writes; for a network checkpoint.pt, and at the
-    end its weights, anatomy.pt or generator.pt (float16); always training.json: all settings and the names of the
-    heads, with which the training can be repeated.
+    end its weights, anatomy.pt, brain_check.pt or generator.pt (float16); always training.json: all settings and
+    the names of the heads, with which the training can be repeated.
 
     Raises InputError, one sentence that names the key, for a configuration that is no good (see `read`)."""
     settings = read(Path(config))
@@ -197,7 +209,8 @@ def run(config: str | Path) -> None:
         raise _wrong(settings, "folder", "cannot be made; choose another place") from error
     runs = {
         "template": _run_template,
-        "anatomy": _run_anatomy,
+        "anatomy": _run_brain,
+        "brain_check": _run_brain,
         "generator": _run_generator,
     }
     runs[settings["kind"]](settings)
@@ -292,20 +305,24 @@ def _run_template(settings: dict[str, Any]) -> None:
     build_template(heads, settings["reference"], settings["folder"], settings["workers"] or None)
 
 
-def _run_anatomy(settings: dict[str, Any]) -> None:
-    from ..networks import AnatomyNetwork
-    from .anatomy import PreparedHead, train
+def _run_brain(settings: dict[str, Any]) -> None:
+    """Train one of the two networks that find the brain."""
+    from ..networks import build
+    from .anatomy import PreparedHead, train, train_brain_check
     from .trainer import save_weights
 
+    kind = settings["kind"]
     training = settings["training"] | {"device": _device(settings)}
     if settings["init"]:
-        network = AnatomyNetwork(training["filters"])
+        network = build(kind, {"filters": training["filters"]})
         _load_initial(settings, network)
         training["init"] = network.state_dict()
     heads = [_arrays(settings, "heads", PreparedHead.read, path) for path in _files(settings, "heads", (".npz",))]
     _record(settings, [head.name for head in heads])
-    network = train(heads, _read_template(settings), settings["folder"], training)
-    save_weights(network, settings["folder"] / "anatomy.pt")
+    trained = (train if kind == "anatomy" else train_brain_check)(
+        heads, _read_template(settings), settings["folder"], training
+    )
+    save_weights(trained, settings["folder"] / f"{kind}.pt")
 
 
 def _run_generator(settings: dict[str, Any]) -> None:

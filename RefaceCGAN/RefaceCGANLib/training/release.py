@@ -23,8 +23,8 @@ def release(
     brain_check: dict[str, Tensor],
     template: Template,
 ) -> None:
-    """Write generator.pt (`packed`), anatomy.pt and brain_check.pt (float16), template.npz and card.json with their SHA-256 into
-    `folder`."""
+    """Write generator.pt (`packed`), anatomy.pt and brain_check.pt (float16), template.npz and card.json with
+    their SHA-256 into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for role, state in (("generator", generator), ("anatomy", anatomy), ("brain_check", brain_check)):
