@@ -91,9 +91,9 @@ def test_a_learned_attacker_judges_nobody_whom_it_learned_from(
     compared = np.isfinite(scores[0])
     assert (compared.sum(axis=1) == PEOPLE // 5 + 20).all() and compared[:, PEOPLE:].all()
     assert (compared[:, :PEOPLE] == compared[:, :PEOPLE].T).all() and compared.diagonal().all()
-    some = learned(refaced, attackers.joined(originals), people=10, folds=5)
-    assert some.shape == (SEEDS, 10, PEOPLE + 20)
-    assert np.isnan(some[:, :, 10:PEOPLE]).all() and np.isfinite(some[:, :, PEOPLE:]).all()
+    some = learned(refaced, attackers.joined(originals), people=15, folds=5)
+    assert some.shape == (SEEDS, 15, PEOPLE + 20)
+    assert np.isnan(some[:, :, 15:PEOPLE]).all() and np.isfinite(some[:, :, PEOPLE:]).all()
 
 
 def test_faces_that_are_not_detected_are_left_out(originals: np.ndarray) -> None:

@@ -21,6 +21,7 @@ from RefaceCGANLib.evaluation import config, figures, pool, stages, tidy
 from RefaceCGANLib.evaluation.exclusion import Reference, changed
 from RefaceCGANLib.evaluation.faces import Look
 from RefaceCGANLib.evaluation.reidentification import VIEWS
+from RefaceCGANLib.evaluation.skin_shape import CENTRE
 from RefaceCGANLib.evaluation.store import Store
 from RefaceCGANLib.evaluation.study import evaluate, markdown
 from RefaceCGANLib.evaluation.volumetry import Segmentation
@@ -52,6 +53,7 @@ class Stand:
         monkeypatch.setattr(stages, "portraits", self.portraits)
         monkeypatch.setattr(stages, "models_of", lambda _: self)
         monkeypatch.setattr(stages, "rescan", self.rescan)
+        monkeypatch.setattr(stages, "place_in_template", self.place)
         monkeypatch.setattr(stages, "backend_of_table", lambda table: self)
         monkeypatch.setattr(figures, "draw_all", lambda *_: [])
         monkeypatch.setattr(tidy, "RESAMPLES", 99)
@@ -77,6 +79,12 @@ class Stand:
 
     def rescan(self, volume: Volume, rng: np.random.Generator) -> Volume:
         return volume.with_stored(volume.stored + np.int16(rng.integers(1, 9)))
+
+    def place(self, volume: Volume) -> np.ndarray:
+        """The head's middle is the one of the template."""
+        matrix = volume.affine.copy()
+        matrix[:3, 3] = np.array(CENTRE) - 2 * 8
+        return matrix
 
     def segment(self, volume: Volume) -> Segmentation:
         self.done["segment"] += 1

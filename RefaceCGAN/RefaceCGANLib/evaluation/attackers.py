@@ -27,6 +27,8 @@ from .faces import Look
 
 FOLDS = 10
 """Of cross-validation, by person."""
+LEAST_PEOPLE = 12
+"""From fewer nothing is learned, and of fewer judged people nothing can be said."""
 RESAMPLES = 1000
 """Of people, with replacement, for an interval of 95 %."""
 PENALTIES = np.logspace(-2, 6, 17)
@@ -95,7 +97,7 @@ def judged(
     reverse = not learned and auc < 0.5
     first = (others > mine) if not reverse else (others < mine)
     best = np.where(unknown, 0.0, ~first.any(axis=2))
-    low, high = np.nanpercentile(draws, (2.5, 97.5))
+    low, high = np.nanpercentile(draws, (2.5, 97.5)) if np.isfinite(draws).any() else (np.nan, np.nan)
     found, found_low, found_high = (1 - auc, 1 - high, 1 - low) if reverse else (auc, low, high)
     return Attack(
         name, auc, float(low), float(high), found, float(found_low), float(found_high),
@@ -105,9 +107,9 @@ def judged(
 
 
 def worst(attacks: Sequence[Attack]) -> Attack:
-    """The attacker that finds most. The largest of several noisy numbers lies above their truth: read its
-    interval."""
-    return max(attacks, key=lambda attack: attack.found)
+    """The attacker that finds most; one that found nothing out (NaN) only if all are so. The largest of several
+    noisy numbers lies above their truth: read its interval."""
+    return max(attacks, key=lambda attack: -1.0 if np.isnan(attack.found) else attack.found)
 
 
 # --- scores -----------------------------------------------------------------------------------------------
@@ -163,27 +165,31 @@ def learned(
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import KFold
 
-    seeds, count, _ = refaced.shape
+    seeds, count, length = refaced.shape
+    there = np.isfinite(refaced).any(axis=2)
+    known_originals = np.isfinite(originals).any(axis=1)
     judged_people = np.arange(count if people is None else people)
     only_trained = np.arange(len(judged_people), count)
     scores = np.full((seeds, count, len(originals)), np.nan)
-    for train, test in KFold(folds, shuffle=True, random_state=seed).split(judged_people):
+    learnable = int(np.count_nonzero(there.any(axis=0) & known_originals[:count]))
+    enough = min(learnable, len(judged_people)) >= LEAST_PEOPLE
+    for train, test in KFold(folds, shuffle=True, random_state=seed).split(judged_people) if enough else ():
         known = np.concatenate([judged_people[train], only_trained])
         unknown = np.setdiff1d(np.arange(len(originals)), known)
-        inputs, outputs = _filled(refaced, refaced[:, known]), _filled(originals, originals[known])
+        pairs = np.zeros_like(there)
+        pairs[:, known] = there[:, known] & known_originals[known]
+        inputs, outputs = _filled(refaced, refaced[pairs]), _filled(originals, originals[known])
         pca = PCA(min(COMPONENTS, len(known) // 3, outputs.shape[1]), whiten=True, random_state=seed)
-        target = pca.fit_transform(outputs[known])
-        scale = inputs[:, known].std()
-        x = inputs / max(scale, 1e-9)
-        ridge = RidgeCV(PENALTIES).fit(x[:, known].reshape(-1, x.shape[2]), np.tile(target, (seeds, 1)))
-        told, gallery = ridge.predict(x[:, test].reshape(-1, x.shape[2])), pca.transform(outputs[unknown])
+        pca.fit(outputs[known[known_originals[known]]])
+        x = inputs / max(float(inputs[pairs].std()), 1e-9)
+        ridge = RidgeCV(PENALTIES).fit(x[pairs], pca.transform(outputs)[np.nonzero(pairs)[1]])
+        told, gallery = ridge.predict(x[:, test].reshape(-1, length)), pca.transform(outputs[unknown])
         told, gallery = (part / np.maximum(_length(part), 1e-9) for part in (told, gallery))
         scores[:, test[:, None], unknown] = (told @ gallery.T).reshape(seeds, len(test), len(unknown))
     if people is not None:
         scores = scores[:, :people]
-    seen = np.isfinite(refaced[:, : scores.shape[1]]).any(axis=2)
-    scores[~seen] = np.nan
-    scores[:, :, ~np.isfinite(originals).any(axis=1)] = np.nan
+    scores[~there[:, : scores.shape[1]]] = np.nan
+    scores[:, :, ~known_originals] = np.nan
     return scores
 
 

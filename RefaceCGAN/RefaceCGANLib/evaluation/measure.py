@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 
-from ..models import DEFAULT, Model
 from ..surface import skin_threshold
 from ..volume import Volume
 from . import attackers
@@ -36,7 +35,7 @@ from .attackers import Attack, judged
 from .faces import FaceModels, Look
 from .made_or_real import Telling, patches_told, renders_told
 from .reidentification import portraits
-from .skin_shape import skin_distances
+from .skin_shape import place_in_template, skin_distances
 from .store import Store, code, stamp
 from .tissue import (
     Patches,
@@ -87,15 +86,9 @@ class Measures:
 
     def to_template(self, original: Path) -> np.ndarray:
         """(4, 4) voxel index of the original -> template RAS mm, from its own anatomy."""
-        from ..anatomy import locate
-        from ..grid import AslView
 
         def make(folder: Path) -> None:
-            volume, model = Volume.read(original), Model.load(DEFAULT)
-            view = AslView.of(volume)
-            values = np.ascontiguousarray(view.to_asl(volume.array))
-            anatomy = locate(values, view, model.anatomy, model.template, "no")
-            write_place(anatomy.to_template @ np.linalg.inv(view.asl_affine) @ volume.affine, folder)
+            write_place(place_in_template(Volume.read(original)), folder)
 
         place = self.store.get(_name(original), "place", stamp(original), make)
         return np.array(json.loads((place / "place.json").read_text()))
@@ -145,6 +138,9 @@ def tissue_of(
     threshold = skin_threshold(original.array, original.spacing)
     if region is None:
         region = changed_region(original.array, output.array, original.spacing)
+    if not region.any():
+        none = Patches(np.empty((0, 0), np.float32), np.empty((0, 0), np.float32))
+        return none, none, texture_ratios(original.array, output.array, region, original.spacing, threshold)
     scale = Scale.of(original.array, region, threshold)
     level = float(scale(np.array(threshold)))
     found = []
@@ -169,19 +165,21 @@ class Cohort:
     gallery_shapes: np.ndarray
 
     @classmethod
-    def of(cls, outputs: Mapping[str, list[Seen]], originals: Mapping[str, Seen]) -> Cohort:
-        """outputs: person -> one for each seed.  originals: person -> original; all people of the outputs and
-        more."""
+    def of(cls, outputs: Mapping[str, Sequence[Seen | None]], originals: Mapping[str, Seen]) -> Cohort:
+        """outputs: person -> one for each seed (None, or fewer than others have: missing). originals: person ->
+        original; all people of the outputs and more."""
         names = sorted(outputs)
         order = names + sorted(originals.keys() - outputs.keys())
-        seeds = range(min((len(outputs[name]) for name in names), default=0))
-        return cls(
-            names,
-            np.stack([attackers.embeddings_of([outputs[name][seed].look for name in names]) for seed in seeds]),
-            np.stack([[outputs[name][seed].distances for name in names] for seed in seeds]),
-            attackers.embeddings_of([originals[name].look for name in order]),
-            np.stack([originals[name].distances for name in order]),
-        )
+        seeds = max((len(found) for found in outputs.values()), default=0)
+        gallery = attackers.embeddings_of([originals[name].look for name in order])
+        distances = np.stack([originals[name].distances for name in order])
+        looks = np.full((seeds, len(names), *gallery.shape[1:]), np.nan, np.float32)
+        shapes = np.full((seeds, len(names), distances.shape[1]), np.nan, np.float32)
+        for person, name in enumerate(names):
+            for seed, seen in enumerate(outputs[name]):
+                if seen is not None:
+                    looks[seed, person], shapes[seed, person] = seen.look.embeddings, seen.distances
+        return cls(names, looks, shapes, gallery, distances)
 
     def attacks(self, judge: Iterable[str] | None = None) -> list[Attack]:
         """All attackers. judge: the people that are attacked; the others are only learned from (default: all)."""

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..grid import largest_part, mapped
+from ..grid import AslView, largest_part, mapped
+from ..models import DEFAULT, Model
+from ..volume import Volume
+from .exclusion import FACE_MM
 
 CENTRE = (0.0, 20.0, -45.0)
 """RAS mm of the template: in the middle of the head, at the height of the upper lip's root."""
@@ -19,6 +22,8 @@ AZIMUTHS, ELEVATIONS = np.arange(-75, 76, 5.0), np.arange(-45, 41, 5.0)
 """Degrees about the direction in which the face looks: from ear to ear and from the throat to the forehead."""
 REACH, STEP = 150.0, 0.5
 """mm from the centre that are searched, and the steps in which they are."""
+SAME_MM = 0.5
+"""Skin that moved by less was left: a quarter of a voxel of 2 mm."""
 SMOOTHED_MM = 0.85
 """Gaussian that takes the speckle out of the air."""
 
@@ -55,3 +60,32 @@ def skin_distances(array: np.ndarray, to_template: np.ndarray, threshold: float)
     found += STEP * (inner - 0.5) / np.maximum(inner - outer, 1e-6)  # between the two steps
     found[~tissue.any(axis=1) | ~inside[place]] = np.nan
     return found
+
+
+def place_in_template(volume: Volume) -> np.ndarray:
+    """(4, 4) voxel index of an original -> template RAS mm, from its own anatomy by the default model. Raises
+    CheckError where there is no head."""
+    from ..anatomy import locate
+
+    model, view = Model.load(DEFAULT), AslView.of(volume)
+    values = np.ascontiguousarray(view.to_asl(volume.array))
+    anatomy = locate(values, view, model.anatomy, model.template, "no")
+    matrix: np.ndarray = anatomy.to_template @ np.linalg.inv(view.asl_affine) @ volume.affine
+    return matrix
+
+
+def skin_left_percent(original: np.ndarray, output: np.ndarray) -> float:
+    """How much of the original's skin is left where it was, by comparing the two surfaces: % of the face's rays
+    around which, in all nine of three by three rays (about 2 cm), the skin moved by less than `SAME_MM`. A new
+    face crosses the old one in lines, which do not count. original, output: (R,) of `skin_distances`; NaN
+    without a face.
+    """
+    from scipy import ndimage
+
+    points = np.array(CENTRE) + rays() * original[:, None]
+    face = np.all([(low <= mm) & (mm <= high) for mm, (low, high) in zip(points.T, FACE_MM, strict=True)], axis=0)
+    if not face.any():
+        return float("nan")
+    grid = len(ELEVATIONS), len(AZIMUTHS)
+    same = ndimage.binary_erosion((np.abs(output - original) < SAME_MM).reshape(grid), np.ones((3, 3)))
+    return 100 * float(same.ravel()[face].mean())

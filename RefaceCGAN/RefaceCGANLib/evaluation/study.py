@@ -20,6 +20,7 @@ from ..volume import atomic_path
 from . import pool
 from .cohort import Looks, pictures, rows_of_cohort, seeds
 from .config import Study, read
+from .headline import attacker_tables, headline
 from .stages import Failure, Measured, Row, Scan, first, measure, require_models
 from .store import code, stamp
 from .tidy import ORIGINAL
@@ -91,10 +92,11 @@ def _state(study: Study) -> str:
     scans = [(name in study.originals, Scan(study, name)) for name in study.scans]
     places = [(scan.kept if own else scan.look_place(None)).name for own, scan in scans]
     names = [study.path.name, study.workers, list(study.gallery), list(study.training), sorted(study.volumetry)]
+    pairs = [list(study.pairs), study.pair_seeds]
     numbers = [study.false_match_rate, study.limits, study.thresholds, study.epochs]
     given = {name: stamp(path) for name, path in study.volumes.items()}
     modules = sorted(f"evaluation/{path.stem}" for path in Path(__file__).parent.glob("*.py"))
-    return json.dumps([places, names, numbers, given, code(*modules)])
+    return json.dumps([places, names, pairs, numbers, given, code(*modules)])
 
 
 # --- what is measured on each scan ------------------------------------------------------------------------
@@ -114,7 +116,7 @@ def measure_all(study: Study, say: Progress) -> Measured:
                 _require(scan, tool)
             tasks.append((study, name))
             work += scan.work()
-        elif not scan.look_place(None).is_dir():
+        elif not (scan.pairs_kept if name in study.pairs else scan.look_place(None).is_dir()):
             tasks.append((study, name))
             work += scan.look_work()
     if tasks:
@@ -210,7 +212,9 @@ def _tables(study: Study, table: pd.DataFrame, looks: Looks) -> dict[str, pd.Dat
         by_seed = seeds(study, looks, dict(zip(identity["embedder"], identity["threshold"], strict=True)))
         if len(by_seed):
             tables["table_seeds"] = by_seed
-    return tables
+    tables |= attacker_tables(study, looks)
+    head = headline(table, tables, study.tools)
+    return {"table_headline": head, **tables} if len(head.columns) > 1 else tables
 
 
 def _of_tools(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
