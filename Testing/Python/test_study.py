@@ -233,7 +233,44 @@ def test_it_writes_tables_figures_and_a_page(
     drawn = {path.suffix for path in (out / "figures").iterdir()}
     assert drawn == {".png", ".pdf"}
     page = (out / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == len(list((out / "figures").glob("*.png")))
+    slices = page.count('class="voxels"')
+    assert page.count("data:image/png;base64,") == len(list((out / "figures").glob("*.png"))) + slices
+    assert slices == 3 * 3  # the copies changed nothing
+
+
+def test_brain_voxels_are_counted_in_masks_of_others(folder: Path, stand: Stand) -> None:
+    evaluate(study_file(folder))
+    table = pd.read_csv(folder / "out" / "table.csv")
+    one_voxel = 2**3 / 1000
+    by_labels = values_of(table, "twin", "brain_changed_ml", "labels")
+    assert by_labels == pytest.approx(dict.fromkeys(PEOPLE, one_voxel))
+    assert values_of(table, "copy", "brain_changed_ml", "labels") == dict.fromkeys(PEOPLE, 0.0)
+    by_backend = values_of(table, "twin", "brain_changed_ml", "thirds")  # 3 mm smaller: without the corner
+    assert by_backend == {"ann": 0.0, "bob": 0.0}
+    left = values_of(table, "copy", "skin_left_percent"), values_of(table, "twin", "skin_left_percent")
+    assert set(left[0].values()) <= {100.0} and set(left[0]) == set(left[1])
+
+
+def test_attackers_learn_from_further_people(folder: Path, stand: Stand) -> None:
+    for number in range(10, 22):
+        values = person(number)
+        values[FACE] = 505 + 20 * number
+        write(folder / "pairs" / f"pair{number}.nii.gz", values)
+        write(folder / "copy" / f"pair{number}.nii.gz", values)
+        write(folder / "twin" / f"pair{number}.nii.gz", np.where(values > 600, np.int16(650), values))
+    path = study_file(folder, more='[attackers]\npairs = ["pairs/*.nii.gz"]\n')
+    evaluate(path)
+    before = stand.done.copy()
+    attackers = pd.read_csv(folder / "out" / "tables" / "table_attackers.csv")
+    mine = attackers[(attackers["tool"] == "copy") & (attackers["judged"] == "all")].set_index("attacker")
+    assert mine.loc["standard, recogniser", "people"] == 15 and mine.loc["standard, recogniser", "found"] > 0.99
+    assert set(attackers["judged"]) == {"all", "originals of the study"}
+    head = pd.read_csv(folder / "out" / "tables" / "table_headline.csv").set_index("tool")
+    assert head.loc["copy", "auc"] >= head.loc["twin", "auc"] and head.loc["twin", "by_mask"] == "labels"
+    assert not list((folder / "out" / "work" / "pair10").glob("files*"))  # their outputs are not kept
+    (folder / "out" / "index.html").unlink()
+    evaluate(path)
+    assert stand.done == before
 
 
 # --- going on ---------------------------------------------------------------------------------------------

@@ -328,7 +328,8 @@ def test_niimath_runs_for_real(heads: Path, tmp_path: Path) -> None:
 
 
 def test_an_ablation_leaves_out_one_part() -> None:
-    whole, without = loaded("default", "cpu"), {what: loaded("default", "cpu", without=what) for what in WITHOUT[::2]}
+    whole = loaded("default", "cpu")
+    without = {what: loaded("default", "cpu", without=what) for what in WITHOUT[::2]}
     assert without["generator"].model.card["shape_spread"] == whole.model.card["shape_spread"]
     assert without["generator"].model.generator is not whole.model.generator
     assert without["shape"].model.card["shape_spread"] < 0.01 < whole.model.card["shape_spread"]

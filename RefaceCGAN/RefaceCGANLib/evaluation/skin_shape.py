@@ -87,5 +87,6 @@ def skin_left_percent(original: np.ndarray, output: np.ndarray) -> float:
     if not face.any():
         return float("nan")
     grid = len(ELEVATIONS), len(AZIMUTHS)
-    same = ndimage.binary_erosion((np.abs(output - original) < SAME_MM).reshape(grid), np.ones((3, 3)))
+    same = (np.abs(output - original) < SAME_MM) | np.isnan(original)
+    same = ndimage.binary_erosion(same.reshape(grid), np.ones((3, 3)), border_value=1)
     return 100 * float(same.ravel()[face].mean())
