@@ -240,7 +240,10 @@ def _verdict(failures: Sequence[Failure]) -> str:
     return f'<p class="note">Not everything succeeded: see <a href="#failures">Failures</a> ({tools}).</p>'
 
 
-NAMES = {"tool", "worst attacker", "attacker", "judged", "where", "by mask", "embedder", "backend", "region", "device", "scan", "step", "reason", "what", "value", "settings"}
+NAMES = {
+    *("tool", "embedder", "backend", "region", "device", "scan", "step", "reason", "what", "value", "settings"),
+    *("worst attacker", "attacker", "judged", "where", "by mask"),
+}
 """The columns that hold words."""
 
 
@@ -280,8 +283,8 @@ def _slices(title: str, slices: Mapping[str, Mapping[str, Mapping[str, np.ndarra
     """All slices, one fold for each scan, one pixel a voxel."""
     text = (
         "Left the original, right the output, in the original's grey window, one pixel of the picture a voxel. "
-        "Look for tissue: skin, fat, muscle, eyes, the nasal cavity, as sharp and as noisy as what was kept; for edges "
-        "where the new part begins; and for what of the old face is left."
+        "Look for tissue: skin, fat, muscle, eyes, the nasal cavity, as sharp and as noisy as what was kept; for "
+        "edges where the new part begins; and for what of the old face is left."
     )
     body = ""
     for scan, tools in slices.items():

@@ -9,12 +9,17 @@ of any other tool.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..grid import AslView, largest_part, mapped
 from ..models import DEFAULT, Model
 from ..volume import Volume
 from .exclusion import FACE_MM
+
+if TYPE_CHECKING:
+    from ..anatomy import Anatomy
 
 CENTRE = (0.0, 20.0, -45.0)
 """RAS mm of the template: in the middle of the head, at the height of the upper lip's root."""
@@ -69,8 +74,12 @@ def place_in_template(volume: Volume) -> np.ndarray:
 
     model, view = Model.load(DEFAULT), AslView.of(volume)
     values = np.ascontiguousarray(view.to_asl(volume.array))
-    anatomy = locate(values, view, model.anatomy, model.template, "no")
-    matrix: np.ndarray = anatomy.to_template @ np.linalg.inv(view.asl_affine) @ volume.affine
+    return place_of(locate(values, view, model.anatomy, model.template, "no"), volume)
+
+
+def place_of(anatomy: Anatomy, volume: Volume) -> np.ndarray:
+    """The same of an anatomy that is known."""
+    matrix: np.ndarray = anatomy.to_template @ np.linalg.inv(anatomy.view.asl_affine) @ volume.affine
     return matrix
 
 
