@@ -96,10 +96,11 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"Distance between the two faces by the recogniser: {found['distance']:.2f}.")
         if cohort and found["recogniser_of_cohort"]:
             own, other = cohort["to_own_original"], cohort["to_other_originals"]
+            share = _share_above(found["distance"], other)
             lines.append(
-                f"In the card's cohort of {cohort['people']} people 9 of 10 refaced scans lie {_range(own)} from "
-                f"their own original and {_range(other)} from another person's: this one is nearer to its "
-                f"original than {_share_above(found['distance'], other)} % of refaced scans are to another person's."
+                f"In the card's cohort of {cohort['people']} people 9 of 10 refaced scans lie {_range(own)} "
+                f"from their own original and {_range(other)} from another person's: this one is nearer to its "
+                f"original than {share} % of refaced scans are to another person's."
             )
         elif cohort:
             lines.append("The card's cohort was measured with another recogniser, so the distance says little.")
