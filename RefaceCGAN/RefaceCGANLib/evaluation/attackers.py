@@ -96,13 +96,13 @@ def judged(
     draws = _resampled(wins, counted, own, resamples)
     reverse = not learned and auc < 0.5
     first = (others > mine) if not reverse else (others < mine)
-    best = np.where(unknown, 0.0, ~first.any(axis=2))
+    best = np.nan_to_num(_mean(np.where(unknown, np.nan, ~first.any(axis=2)), axis=0))
     low, high = np.nanpercentile(draws, (2.5, 97.5)) if np.isfinite(draws).any() else (np.nan, np.nan)
     found, found_low, found_high = (1 - auc, 1 - high, 1 - low) if reverse else (auc, low, high)
     return Attack(
         name, auc, float(low), float(high), found, float(found_low), float(found_high),
         100 * float(best.mean()), reverse, int(counted.any(axis=(0, 2)).sum()), seeds,
-        1 + float(gallery.mean()),
+        1 + float(_mean(np.where(unknown, np.nan, gallery))),
     )  # fmt: skip
 
 
@@ -141,9 +141,10 @@ def correlation(refaced: np.ndarray, originals: np.ndarray) -> np.ndarray:
 
     refaced: (S, P, R).  originals: (G, R); NaN, where nothing is seen, counts as the mean."""
     mean = _mean(originals, axis=0)
+    seen = np.isfinite(refaced).any(axis=2)[..., None] & np.isfinite(originals).any(axis=1)
     a, b = (np.nan_to_num(part - mean) for part in (refaced, originals))
-    a, b = (part / np.maximum(np.linalg.norm(part, axis=-1, keepdims=True), 1e-9) for part in (a, b))
-    return np.einsum("spr,gr->spg", a, b)
+    a, b = (part / np.maximum(_length(part), 1e-9) for part in (a, b))
+    return np.where(seen, np.einsum("spr,gr->spg", a, b), np.nan)
 
 
 def learned(
