@@ -222,6 +222,15 @@ def joined(embeddings: np.ndarray) -> np.ndarray:
     return embeddings.reshape(*embeddings.shape[:-2], -1)
 
 
+def together(*parts: np.ndarray) -> np.ndarray:
+    """Several kinds of numbers as one vector (..., F), each kind scaled to the same spread over its heads."""
+    scaled = []
+    for part in parts:
+        away = part - _mean(part.reshape(-1, part.shape[-1]), axis=0)
+        scaled.append(away / max(float(np.sqrt(np.nansum(away**2) / max(np.isfinite(away).sum(), 1))), 1e-9))
+    return np.concatenate(scaled, axis=-1)
+
+
 def _filled(values: np.ndarray, training: np.ndarray) -> np.ndarray:
     """values (..., F) less the mean of the training ones (..., F), 0 where nothing is seen."""
     mean = _mean(training.reshape(-1, training.shape[-1]), axis=0)

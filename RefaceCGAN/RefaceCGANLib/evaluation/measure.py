@@ -193,6 +193,7 @@ class Cohort:
         joined, known = attackers.joined(looks), attackers.joined(known_looks)
         near = attackers.nearness(shapes[:, :count], known_shapes)
         alike = attackers.correlation(shapes[:, :count], known_shapes)
+        both, known_both = attackers.together(joined, shapes), attackers.together(known, known_shapes)
         people = None if not rest else count
         return [
             judged("standard, recogniser", attackers.standard(looks[:, :count], known_looks)),
@@ -200,7 +201,7 @@ class Cohort:
             judged("informed, correlation of the skins", alike),
             judged("learned, recogniser", attackers.learned(joined, known, people), learned=True),
             judged("learned, skin", attackers.learned(shapes, known_shapes, people), learned=True),
-            judged("learned, skin to recogniser", attackers.learned(shapes, known, people), learned=True),
+            judged("learned, both", attackers.learned(both, known_both, people), learned=True),
         ]
 
     def renders(self, seed: int = 0) -> Telling:
