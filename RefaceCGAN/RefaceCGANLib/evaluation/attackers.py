@@ -101,7 +101,7 @@ def judged(
     found, found_low, found_high = (1 - auc, 1 - high, 1 - low) if reverse else (auc, low, high)
     return Attack(
         name, auc, float(low), float(high), found, float(found_low), float(found_high),
-        100 * float(best.mean()), reverse, int(counted.any(axis=(0, 2)).sum()), seeds,
+        100 * float(best.mean()) if counted.any() else np.nan, reverse, int(counted.any(axis=(0, 2)).sum()), seeds,
         1 + float(_mean(np.where(unknown, np.nan, gallery))),
     )  # fmt: skip
 
