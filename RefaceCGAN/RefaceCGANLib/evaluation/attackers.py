@@ -181,7 +181,8 @@ def learned(
         pairs[:, known] = there[:, known] & known_originals[known]
         inputs, outputs = _filled(refaced, refaced[pairs]), _filled(originals, originals[known])
         pca = PCA(min(COMPONENTS, len(known) // 3, outputs.shape[1]), whiten=True, random_state=seed)
-        pca.fit(outputs[known[known_originals[known]]])
+        with np.errstate(invalid="ignore"):  # all originals alike
+            pca.fit(outputs[known[known_originals[known]]])
         x = inputs / max(float(inputs[pairs].std()), 1e-9)
         ridge = RidgeCV(PENALTIES).fit(x[pairs], pca.transform(outputs)[np.nonzero(pairs)[1]])
         told, gallery = ridge.predict(x[:, test].reshape(-1, length)), pca.transform(outputs[unknown])
