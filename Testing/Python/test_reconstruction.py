@@ -8,7 +8,7 @@ from RefaceCGANLib import Volume
 from RefaceCGANLib.evaluation import reconstruction
 from RefaceCGANLib.evaluation.reconstruction import BOX_MM, Pair, errors, restored, train, written
 
-GRID, STEP = 48, 9.0
+GRID, STEP = 48, 18.0
 PLACE = np.diag([3.0, 3.0, 3.0, 1.0])
 PLACE[:3, 3] = [low for low, _ in BOX_MM]
 
@@ -16,7 +16,7 @@ PLACE[:3, 3] = [low for low, _ in BOX_MM]
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small network on a coarse grid."""
-    settings = {"FILTERS": 4, "SPACING_MM": STEP, "SHAPE": (16, 16, 16), "LEARNING_RATE": 1e-2}
+    settings = {"FILTERS": 4, "SPACING_MM": STEP, "SHAPE": (8, 8, 8), "LEARNING_RATE": 1e-2}
     for name, value in settings.items():
         monkeypatch.setattr(reconstruction, name, value)
 
@@ -45,7 +45,7 @@ def test_what_the_new_face_tells_of_the_old_one_is_restored() -> None:
     others, judged = pairs(range(12), 1.0), pairs(range(20, 24), 1.0)
     network = train(others, 300)
     found = errors(network, judged, others)
-    assert found["restored"] < 0.95 * found["mean_face"] and found["restored"] < 0.6 * found["refaced"]
+    assert found["restored"] < 0.85 * found["mean_face"] and found["restored"] < 0.6 * found["refaced"]
     original, refaced = person(20, 1.0)
     output = written(restored(network, judged[0]), judged[0], original, refaced)
     face = slice(10, 38), slice(22, 28), slice(10, 38)

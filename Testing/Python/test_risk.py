@@ -101,7 +101,7 @@ def test_the_command_tells_the_distance(
     assert json.loads(report.read_text())["distance"] > 0.1
     call = refacecgan("risk", head, refaced, "--detector", face_models["detector"])
     assert call.status == 2 and "both --detector and --recogniser" in call.err[-1]
-    Volume.from_array(np.ones((20, 20, 20)), np.eye(4)).write(tmp_path / "other.nii.gz")
+    Volume.from_array(np.arange(8000.0).reshape(20, 20, 20), np.eye(4)).write(tmp_path / "other.nii.gz")
     call = refacecgan("risk", head, tmp_path / "other.nii.gz", "--report", tmp_path / "none.json")
     assert call.status == 2 and "another grid" in call.err[-1] and not (tmp_path / "none.json").exists()
 
