@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..grid import AslView, largest_part, mapped
-from ..models import DEFAULT, Model
+from ..grid import largest_part, mapped
+from ..models import DEFAULT
 from ..volume import Volume
 from .exclusion import FACE_MM
 
@@ -70,11 +70,9 @@ def skin_distances(array: np.ndarray, to_template: np.ndarray, threshold: float)
 def place_in_template(volume: Volume) -> np.ndarray:
     """(4, 4) voxel index of an original -> template RAS mm, from its own anatomy by the default model. Raises
     CheckError where there is no head."""
-    from ..anatomy import locate
+    from .tools import loaded
 
-    model, view = Model.load(DEFAULT), AslView.of(volume)
-    values = np.ascontiguousarray(view.to_asl(volume.array))
-    return place_of(locate(values, view, model.anatomy, model.template, "no"), volume)
+    return place_of(loaded(DEFAULT, "cpu", average=True).prepare(volume, "no").anatomy, volume)
 
 
 def place_of(anatomy: Anatomy, volume: Volume) -> np.ndarray:
