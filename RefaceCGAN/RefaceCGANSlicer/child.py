@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,7 +78,9 @@ class Child:
         self.said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._complaints: deque[str] = deque(maxlen=LINES)
         readers = [
-            threading.Thread(target=_read_answers, args=(self.process.stdout, self.said), daemon=True),
+            threading.Thread(
+                target=_read_answers, args=(self.process.stdout, self.said, self.folder), daemon=True
+            ),
             threading.Thread(target=_read_complaints, args=(self.process.stderr, self._complaints), daemon=True),
         ]
         for reader in readers:
@@ -107,6 +109,13 @@ class Child:
         except OSError as error:
             message = _("The scan cannot be handed to the engine ({why}); free some space for temporary files.")
             raise EngineError(message.format(why=error.strerror)) from error
+        self._tell(line)
+
+    def cancel(self, numbers: Iterable[int]) -> None:
+        """Tell it that nobody waits for these requests any more."""
+        self._tell(json.dumps({"command": "cancel", "ids": list(numbers)}) + "\n")
+
+    def _tell(self, line: str) -> None:
         with contextlib.suppress(OSError):  # it has just died: `said` will end
             self.process.stdin.write(line.encode())
             self.process.stdin.flush()
@@ -117,11 +126,6 @@ class Child:
         if isinstance(value, np.generic):
             return value.item()
         return str(value) if isinstance(value, Path) else value
-
-    def fetch(self, value: Any) -> Any:
-        """A value of an answer, an array instead of the file that holds it."""
-        is_file = isinstance(value, str) and value.endswith(".npy") and Path(value).parent == self.folder
-        return read_array(value) if is_file else value
 
     def epitaph(self) -> EngineError:
         """What to tell about a process that has died; its last words go to the log."""
@@ -196,8 +200,9 @@ def _end(process: subprocess.Popen[bytes], readers: list[threading.Thread], fold
     _remove(folder, lock)
 
 
-def _read_answers(stream: IO[bytes], said: queue.SimpleQueue[dict[str, Any] | None]) -> None:
-    """Until the process ends; a line that is no answer is passed on as such."""
+def _read_answers(stream: IO[bytes], said: queue.SimpleQueue[dict[str, Any] | None], folder: Path) -> None:
+    """Until the process ends; with its arrays, so that nobody has to read files on the main thread. A line that is
+    no answer is passed on as such."""
     with stream:
         while line := stream.readline(ANSWER):
             try:
@@ -207,8 +212,24 @@ def _read_answers(stream: IO[bytes], said: queue.SimpleQueue[dict[str, Any] | No
                 understood = False
             if not understood:
                 event = {"event": "garbage", "line": repr(line[:200])}
+            elif event["event"] == "done":
+                event = _with_arrays(event, folder)
             said.put(event)
     said.put(None)
+
+
+def _with_arrays(event: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """An answer with the arrays that its files hold; an error in place of one that cannot be read."""
+
+    def fetched(value: Any) -> Any:
+        is_file = isinstance(value, str) and value.endswith(".npy") and Path(value).parent == folder
+        return read_array(value) if is_file else value
+
+    try:
+        return {name: fetched(value) for name, value in event.items()}
+    except (OSError, ValueError) as error:
+        message = _("The engine's answer cannot be read ({why}); try again.").format(why=error)
+        return {"event": "error", "id": event.get("id"), "kind": "crash", "message": message}
 
 
 def _read_complaints(stream: IO[bytes], complaints: deque[str]) -> None:
