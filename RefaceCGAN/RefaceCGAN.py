@@ -216,6 +216,7 @@ class RefaceCGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.node_removed(node)
 
     def onNodeAdded(self, caller: Any, event: Any) -> None:
+        self.panel.node_added()
         if self._parameters and not self._parameters.inputVolume:
             qt.QTimer.singleShot(0, self.proposeInput)  # when the node has its voxels
 

@@ -120,7 +120,8 @@ class Head:
         self.refacedNode = scene.add_result(self.inputNode, array, report=face.report, node=self.refacedNode)
         scene.set_qc(self.refacedNode, face.qc)
         scene.set_upright(self.refacedNode, self.upright)
-        if self.chosen is None or face.faceRegion is not self.chosen.faceRegion or self.region_edited():
+        gone = scene.region_node_of(self.refacedNode) is None
+        if gone or self.chosen is None or face.faceRegion is not self.chosen.faceRegion or self.region_edited():
             self._show_region(face.faceRegion)
         face.volumeNode, self.chosen = self.refacedNode, face
 

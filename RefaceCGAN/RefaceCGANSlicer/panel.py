@@ -24,7 +24,7 @@ from .recognition import Recognition
 from .sections import Advanced, Judge, Save
 from .see import See
 from .study import Study
-from .verdict import AMBER, GREEN, INFO, RED, Verdict
+from .verdict import INFO, RED, Verdict
 from .widgets import (
     allow,
     busy_text,
@@ -101,6 +101,9 @@ class Panel:
         self.timer = qt.QTimer()
         self.timer.setInterval(TICK_MS)
         self.timer.connect("timeout()", self.show_progress)
+        self.scans_timer = qt.QTimer()
+        self.scans_timer.setSingleShot(True)
+        self.scans_timer.connect("timeout()", self._scans_added)
         ui.refaceButton.connect("clicked()", self.reface_or_cancel)
         ui.anotherButton.connect("clicked()", lambda: self.another())
         ui.checksButton.connect("toggled(bool)", lambda _open: self._show_verdict())
@@ -164,10 +167,12 @@ class Panel:
         if self.run:
             self.stop("")
             message = message or _("Cancelled as another head was chosen; nothing was changed.")
-        result = node if scene.is_result(node) else None
-        self._chosen, self._input = node, scene.original_of(result) if result else node
+        head, result = self.session.head, node if scene.is_result(node) else None
+        self._chosen, self._input = node, node
+        if result:  # whose original may just be leaving, which the head knows
+            known = head is not None and head.refacedNode is result
+            self._input = head.inputNode if head and known else scene.original_of(result)
         self.description = scene.what_is_it(self._input or node) if node else None
-        head = self.session.head
         if head and (head.refacedNode is not result if result else head.inputNode is not node):
             self.drop(None)
         self.message = Verdict(INFO, message) if message else None
@@ -187,6 +192,15 @@ class Panel:
         elif head and head.refacedNode and head.inputNode:
             scene.follow_name(head.refacedNode)
         self.refresh()
+
+    def node_added(self) -> None:
+        """Nodes came into the scene: look at them once, when all of them are there."""
+        self.scans_timer.start()
+
+    def _scans_added(self) -> None:
+        if self.session.head and not self.run:
+            self.study.look()
+            self.refresh()
 
     def node_leaving(self, node: Any) -> None:
         """A node is about to leave the scene. What comes after it is decided here, before the selector takes just
@@ -255,6 +269,7 @@ class Panel:
             self.stop("")
         self.see.forget()
         self.recognition.timer.stop()
+        self.scans_timer.stop()
 
     # --- the engine ---------------------------------------------------------------------------------------
 
@@ -550,13 +565,9 @@ class Panel:
         ui.verdictSymbol.setStyleSheet(f"color: {verdict.colour}; font-size: 16pt; font-weight: bold;")
         ui.verdictSymbol.setText(verdict.symbol)
         ui.verdictHeadline.setText(verdict.headline)
-        lines = list(verdict.details)
-        if verdict.level in (GREEN, AMBER) and verdict.checked:
-            lines.append(_("{checked} checks made, {unchecked} things not checked.").format(
-                checked=len(verdict.checked), unchecked=len(verdict.unchecked)
-            ))  # fmt: skip
-        ui.verdictDetails.setText("\n".join(lines))
-        ui.verdictDetails.setToolTip(plain_tip("\n".join(lines)))  # a long word may not fit a narrow panel
+        lines = "\n".join(verdict.details)
+        ui.verdictDetails.setText(lines)
+        ui.verdictDetails.setToolTip(plain_tip(lines))  # a long word may not fit a narrow panel
         ui.verdictDetails.setVisible(bool(lines))
         ui.checksButton.setVisible(bool(verdict.checked or verdict.unchecked))
         allow(ui.checksButton, "", _("Show what was checked and against what, and what was not checked."))

@@ -57,7 +57,9 @@ class Recognition:
         verdict = verdict_of(report)
         if self._asked is face or self._is_due():
             line = _("Distance to the original face: being measured …")
-            verdict = replace(verdict, details=(*verdict.details, line), unchecked=verdict.unchecked[1:])
+            verdict = replace(verdict, details=(*verdict.details[:-1], line))
+        elif self._failed[0] is face:
+            verdict = replace(verdict, details=verdict.details[:-1])  # why is said above
         return verdict
 
     def _is_due(self) -> bool:

@@ -45,15 +45,23 @@ def verdict_of(report: dict[str, Any]) -> Verdict:
     Red where a check failed, amber where the report carries a warning or a face was not seen, else green.
     """
     checks, defaced = report["checks"], report["already_defaced"]
-    checked, unchecked = tuple(map(sentence_of_check, checks)), _unchecked(report)
+    checked, unchecked = tuple(map(_marked, checks)), _unchecked(report)
     failed = tuple(sentence_of_check(entry) for entry in checks if not entry["passed"])
     if failed:
         return Verdict(RED, _("Not safe to share"), failed, checked, unchecked)
     doubts = (*report["warnings"], *filter(None, map(_doubt, checks)))
-    filled = (_("The face had been removed before; what was emptied is filled."),) if defaced else ()
+    rest = (_("The face had been removed before; what was emptied is filled."),) if defaced else _distances(checks)
     if doubts:
-        return Verdict(AMBER, _("Look closely before you share it"), (*doubts, *filled), checked, unchecked)
-    return Verdict(GREEN, _("All checks passed"), filled, checked, unchecked)
+        return Verdict(AMBER, _("Look closely before you share it"), (*doubts, *rest), checked, unchecked)
+    return Verdict(GREEN, _("All checks passed"), rest, checked, unchecked)
+
+
+def _distances(checks: list[dict[str, Any]]) -> tuple[str, ...]:
+    """What is known of the distance to the original face, which matters most and is not always measured."""
+    measured = [entry for entry in checks if entry["name"] == FACE_DISTANCE]
+    if not measured:
+        return (_("Distance to the original face: not measured (Advanced says how)."),)
+    return tuple(_distance(entry) for entry in measured if entry["value"] is not None)
 
 
 def _unchecked(report: dict[str, Any]) -> tuple[str, ...]:
@@ -61,7 +69,9 @@ def _unchecked(report: dict[str, Any]) -> tuple[str, ...]:
     names = {entry["name"] for entry in report["checks"]}
     lines = []
     if FACE_DISTANCE not in names and not report["already_defaced"]:
-        lines.append(_("The distance to the original face (under Advanced: how to have it measured)."))
+        lines.append(
+            _("The distance to the original face. Name a face detector and a face recogniser under Advanced.")
+        )
     if SECOND_BRAIN not in names:
         lines.append(_("The brain by a second method: its mask is that of RefaceCGAN's own network alone."))
     lines.append(_("Names and dates in the scan's header, and the file's name."))
@@ -77,11 +87,16 @@ def _doubt(entry: dict[str, Any]) -> str:
     return _("No face was detected in the refaced head.")
 
 
+def _marked(entry: dict[str, Any]) -> str:
+    """One check in words, with a symbol before them."""
+    level = AMBER if entry["value"] is None else GREEN if entry["passed"] else RED
+    return f"{SYMBOLS[level]} {sentence_of_check(entry)}"
+
+
 def sentence_of_check(entry: dict[str, Any]) -> str:
-    """One check in words, with a symbol before them: what was measured and what it has to be."""
+    """One check in words: what was measured, and what it has to be where that is not plain."""
     known = SENTENCES.get(entry["name"])
-    symbol = SYMBOLS[AMBER] if entry["value"] is None else SYMBOLS[GREEN if entry["passed"] else RED]
-    return f"{symbol} " + (known(entry) if known else _any_check(entry))
+    return known(entry) if known else _any_check(entry)
 
 
 def _any_check(entry: dict[str, Any]) -> str:
