@@ -195,9 +195,7 @@ class Faces:
     def set_fade(self, share: float) -> None:
         """How much of the refaced scan the right slice shows: 0 the original, 1 the refaced, between them a
         blend. The left one always shows the original."""
-        original, refaced = (logic.GetSliceCompositeNode() for logic in layout.slice_logics())
-        original.SetForegroundOpacity(0)
-        refaced.SetForegroundOpacity(share)
+        layout.slice_logics()[1].GetSliceCompositeNode().SetForegroundOpacity(share)
 
     def show_face_region(self, shown: bool) -> None:
         """Draw the outline of the face region in the slices, where the result has one, or hide it."""
@@ -223,10 +221,10 @@ class Faces:
             skin.set_surface(model, made.surface, node)
 
     def _show_slices(self) -> None:
-        for logic in layout.slice_logics():
+        for logic, foreground in zip(layout.slice_logics(), (None, self.refaced.GetID()), strict=True):
             composite = logic.GetSliceCompositeNode()
             composite.SetBackgroundVolumeID(self.original.GetID())
-            composite.SetForegroundVolumeID(self.refaced.GetID())
+            composite.SetForegroundVolumeID(foreground)
             composite.SetLabelVolumeID(None)
 
     def _update_renderings(self) -> None:

@@ -7,8 +7,8 @@ What stands for what:
                             Tool tips come back as HTML, as the application's ctkToolTipTrapper leaves them.
     ctk                     ctkCollapsibleButton, ctkSliderWidget, ctkPathLineEdit: what the .ui uses of them
     slicer.qMRMLWidget      the root of a .ui
-    slicer.qMRMLNodeComboBox  a selector that follows the scene's nodes; when the one it shows is about to be removed
-                            it takes another one, and says so, while that node is still in the scene
+    slicer.qMRMLNodeComboBox  a selector that follows the scene's nodes; when the one it shows is about to be
+    removed it takes another one, and says so, while that node is still in the scene
     slicer.i18n             texts as they are, with a record of what was translated
     slicer.ScriptedLoadableModule  the four base classes of a scripted module
     slicer.parameterNodeWrapper  typed parameters kept in a vtkMRMLScriptedModuleNode, connected to widgets by

@@ -224,8 +224,8 @@ class LayoutManager:
 
 
 class SubjectHierarchy:
-    """Gives each new node an item, under that of the scene. As in the application a node that is to be removed must
-    be in the scene, and takes what only it refers to along."""
+    """Gives each new node an item, under that of the scene. As in the application, a node that is to be removed
+    must be in the scene."""
 
     def __init__(self, scene: Any) -> None:
         self.scene, self.node = scene, slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
@@ -238,7 +238,7 @@ class SubjectHierarchy:
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _leaving(self, _scene: object, _event: str, node: Any) -> None:
         if node.GetScene() is None:
-            self.errors.append(f"onNodeAboutToBeRemoved: Failed to access subject hierarchy node ({node.GetName()})")
+            self.errors.append(f"Failed to access subject hierarchy node ({node.GetName()})")
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _added(self, _scene: object, _event: str, node: Any) -> None:

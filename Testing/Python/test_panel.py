@@ -125,7 +125,9 @@ class FakeSession:
         self.asked.append(("series", (node, person)))
         self.callbacks, self._next = callbacks, faces.Head(node)
 
-    def skin(self, array: Any, affine: Any, threshold: Any, quick: bool, picture: int, upright: Any, **callbacks: Callable) -> int:  # fmt: skip
+    def skin(
+        self, array: Any, affine: Any, threshold: Any, quick: bool, picture: int, upright: Any, **callbacks: Any
+    ) -> int:
         """The skin of a scan, at once unless it is held."""
         asked = {"array": array, "threshold": threshold, "quick": quick, "picture": picture}
         self.skins.append((asked, callbacks))

@@ -1,4 +1,5 @@
-"""The panel when the scene changes under it: scans and results that leave, are renamed, or come with a saved scene."""
+"""The panel when the scene changes under it: scans and results that leave, are renamed, or come with a saved
+scene."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("slicer", reason="slicer-core is not installed")
