@@ -275,7 +275,7 @@ class Panel:
 
     def check_engine(self) -> None:
         """Say whether the engine can run, and start it, so that the first face comes sooner."""
-        if not self._entered or self.run:
+        if not self._entered or self.run or not self.parameters:
             return
         self.engine = self._what_is_missing()
         if self.engine:

@@ -14,11 +14,14 @@ pytest.importorskip("slicer", reason="slicer-core is not installed")
 pytest.importorskip("PySide6", reason="PySide6 is not installed")
 import qt_stand_ins
 import slicer
-from RefaceCGANLib.errors import InputError
-from RefaceCGANSlicer import scene
-from RefaceCGANSlicer.engine import EngineError
-from slicer_offscreen import complaints, item_of, slicer_with
-from test_panel import SHAPE, World, add_head, head_array, reason
+
+qt_stand_ins.install()
+
+from RefaceCGANLib.errors import InputError  # noqa: E402
+from RefaceCGANSlicer import scene  # noqa: E402
+from RefaceCGANSlicer.engine import EngineError  # noqa: E402
+from slicer_offscreen import complaints, item_of, slicer_with  # noqa: E402
+from test_panel import SHAPE, World, add_head, head_array, reason  # noqa: E402
 
 
 @pytest.fixture
