@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -116,6 +117,7 @@ class Child:
         self._tell(json.dumps({"command": "cancel", "ids": list(numbers)}) + "\n")
 
     def _tell(self, line: str) -> None:
+        assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # it has just died: `said` will end
             self.process.stdin.write(line.encode())
             self.process.stdin.flush()
@@ -171,7 +173,7 @@ def read_array(path: str) -> np.ndarray:
 
 def _own_group() -> dict[str, Any]:
     """How to start a process so that it and its children can be killed together, and no console window opens."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     return {"start_new_session": True}
 
@@ -180,7 +182,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and its children."""
     if process.returncode is not None:
         return
-    if os.name == "nt":
+    if sys.platform == "win32":
         command = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
         subprocess.run(command, capture_output=True, creationflags=subprocess.CREATE_NO_WINDOW, check=False)
     else:
@@ -192,7 +194,8 @@ def _end(process: subprocess.Popen[bytes], readers: list[threading.Thread], fold
     """Kill a process and remove its folder, whatever state they are in."""
     _kill(process)
     with contextlib.suppress(OSError):
-        process.stdin.close()
+        if process.stdin is not None:
+            process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(1.0)
     for reader in readers:
@@ -261,7 +264,7 @@ def _remove(folder: Path, lock: IO[bytes]) -> None:
 def _hold(lock: IO[bytes]) -> bool:
     """Lock a file until it is closed or this process ends; False where another process holds it."""
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)

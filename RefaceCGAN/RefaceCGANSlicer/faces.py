@@ -134,6 +134,7 @@ class Head:
 
     def judge(self, qc: scene.QC) -> None:
         """Keep what the eye found of the face that is shown."""
+        assert self.chosen is not None
         self.chosen.qc = qc
         scene.set_qc(self.refacedNode, qc)
 

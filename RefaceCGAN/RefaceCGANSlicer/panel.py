@@ -393,7 +393,7 @@ class Panel:
         return self.run
 
     def _callbacks(self, run: Run) -> dict[str, Callable]:
-        tell = {"on_progress": self.progressed, "on_done": self.drew, "on_error": self.failed}
+        tell: dict[str, Callable] = {"on_progress": self.progressed, "on_done": self.drew, "on_error": self.failed}
         return {name: self.heard(run, function) for name, function in tell.items()}
 
     def heard(self, run: Run, function: Callable) -> Callable:

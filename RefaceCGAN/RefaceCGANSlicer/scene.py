@@ -114,12 +114,12 @@ def what_is_it(node: Any) -> Description:
     if problem:
         return Description(problem=problem)
     array, affine = volume_of(node)
-    spacing = tuple(float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0))
+    i, j, k = (float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0))
     try:
         Volume.from_array(array, affine).check()
     except InputError as error:
         problem = str(error).replace("the volume", node.GetName(), 1)
-    return Description(array.shape, spacing, orientation(affine), problem, _note(node))
+    return Description(array.shape, (i, j, k), orientation(affine), problem, _note(node))
 
 
 def orientation(affine: np.ndarray) -> str:

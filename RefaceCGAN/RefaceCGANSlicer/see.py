@@ -65,9 +65,9 @@ class See:
         self._refine.connect("timeout()", self._draw_finely)
         ui.showButton.connect("clicked()", lambda: self.show())
         ui.restoreButton.connect("clicked()", self._restore)
-        ui.frontalButton.connect("clicked()", lambda: self.faces.look("frontal"))
-        ui.threeQuarterButton.connect("clicked()", lambda: self.faces.look("three-quarter"))
-        ui.profileButton.connect("clicked()", lambda: self.faces.look("profile"))
+        ui.frontalButton.connect("clicked()", lambda: self._look("frontal"))
+        ui.threeQuarterButton.connect("clicked()", lambda: self._look("three-quarter"))
+        ui.profileButton.connect("clicked()", lambda: self._look("profile"))
         ui.placeCombo.connect("currentIndexChanged(int)", self._go_to)
         ui.nextPlaceButton.connect("clicked()", self._next_place)
         ui.skinSlider.connect("valueChanged(double)", self._threshold_moved)
@@ -327,6 +327,10 @@ class See:
             if picture is None and shown:
                 picture = shown.thumbnail()
             self._pictures[id(face)] = None if picture is None else icon(picture)
+
+    def _look(self, name: str) -> None:
+        if self.faces:
+            self.faces.look(name)
 
     # --- the slices ---------------------------------------------------------------------------------------
 

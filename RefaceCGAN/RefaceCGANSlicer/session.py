@@ -175,6 +175,7 @@ class Session:
     ) -> None:
         """Draw one more face for the same head; region: bool (I, J, K), to draw it within, from here on."""
         head = self.head
+        assert head is not None
         warm = self._engine is not None and self._engine.running
         if warm and self._in_engine == _held(head, settings) and not head.changed():
             self._draw(head, seed, settings, region, callbacks)
@@ -310,7 +311,7 @@ class Session:
         region: np.ndarray | None,
         callbacks: Callbacks,
     ) -> None:
-        held, arguments = self._in_engine, {}
+        held, arguments = self._in_engine, dict[str, Any]()
         if region is not None:
             self._in_engine, arguments = None, {"face_region": region}  # until it is drawn: it may be cancelled
 

@@ -12,18 +12,24 @@ import time
 import unittest
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import qt
 import slicer
 import vtk
 
+if TYPE_CHECKING:
+    TestCase = unittest.TestCase
+else:
+    TestCase = object  # ScriptedLoadableModuleTest, which this is mixed into, is one
 
-class Story:
+
+class Story(TestCase):
     """To be mixed into ScriptedLoadableModuleTest. Tests run in the order of their names; one that needs a
     refaced head takes that of the test before, or makes it, so that each can also be run alone."""
 
+    delayDisplay: Callable[[str], None]
     ENGINE_SECONDS = 240
     """How long a run may take, with the first start of the engine on a slow computer."""
 
@@ -223,6 +229,7 @@ class Story:
 
         original, refaced = self.refaced()
         region, count = scene.face_region_of(refaced), len(self.session.head.faces)
+        assert region is not None
         low = slice(0, region.shape[2] // 3)
         region[:, :, low] = False
         segmentation = refaced.GetNodeReference(scene.REGION)

@@ -117,7 +117,8 @@ class Study:
             self._over()
             return
         each, head = self._waiting.pop(0), self.panel.session.head
-        answers = {
+        assert head is not None and head.chosen is not None
+        answers: dict[str, Callable] = {
             "on_progress": self.panel.progressed,
             "on_done": lambda face: self._done(run, each, verdict_of(face.report)),
             "on_error": lambda error: self._done(run, each, Verdict(RED, str(error))),
