@@ -198,7 +198,7 @@ class RefaceCGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for name in [name for name in sys.modules if name.split(".")[0] in ("RefaceCGANSlicer", "RefaceCGANLib")]:
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
-        slicer.util.getModuleWidget(self.moduleName).enter()  # it is on screen, and nobody else tells it
+        getattr(slicer.modules, f"{self.moduleName}Widget").enter()  # it is on screen, and nobody else tells it
 
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
         self.panel.scene_closing()

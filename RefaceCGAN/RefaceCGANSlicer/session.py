@@ -37,6 +37,7 @@ class Session:
         self._seen: Head | None = None  # the head that was prepared last
         self._defaced: bool | None = None  # whether its face had been removed; None while that is not known
         self._polling = False
+        self._complete: str | None = None  # a Python that lacks nothing
         self._end_wait: Callable | None = None
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
@@ -46,7 +47,12 @@ class Session:
 
     def missing(self) -> list[str]:
         """What the engine's Python lacks; empty if it can run."""
-        return [] if self._engine and self._engine.running else install.missing(python_of())
+        python = python_of()
+        if (self._engine and self._engine.running) or python == self._complete:
+            return []
+        missing = install.missing(python)  # which takes half a second for a Python that is not Slicer's own
+        self._complete = None if missing else python
+        return missing
 
     def runs_in_slicer(self) -> bool:
         """Whether Slicer's own Python is to run the engine."""

@@ -46,10 +46,10 @@ class Faces:
         quick: bool = False,
         skins: tuple[Skin, Skin] | None = None,
     ) -> None:
+        layout.check_window()
         if skins is None:
             first = skin_of(original_node, threshold, quick)
             skins = first, skin_of(refaced_node, first.threshold, quick)
-        layout.check_window()
         array, affine = volume_of(original_node)
         self.original, self.refaced = original_node, refaced_node
         self.upright = read_upright(refaced_node)

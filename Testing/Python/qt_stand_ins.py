@@ -543,9 +543,8 @@ class ScriptedLoadableModuleWidget:
     def onReload(self) -> None:
         """Makes the widget anew, in the same place, and does not enter it."""
         self.cleanup()
-        kind = type(self)
-        made = kind(self.parent)
-        slicer.reloaded = made
+        made = type(self)(self.parent)
+        setattr(slicer.modules, type(self).__name__, made)
         made.setup()
 
 

@@ -210,13 +210,12 @@ def test_cleanup_ends_the_engine_and_lets_go_of_the_scene(widget: Any) -> None:
     assert widget.Observations == [] and widget.logic.session._engine is None and widget._parameters is None
 
 
-def test_reload_takes_the_packages_anew(widget: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slicer.util, "getModuleWidget", lambda name: slicer.reloaded)
+def test_reload_takes_the_packages_anew(widget: Any) -> None:
     before = {name: kept for name, kept in sys.modules.items() if name.startswith("RefaceCGAN")}
     with patch.dict(sys.modules):
         widget.onReload()
         left = [name for name, kept in before.items() if "." in name and sys.modules.get(name) is kept]
-    slicer.reloaded.cleanup()
+    slicer.modules.RefaceCGANWidget.cleanup()
     assert not left and "RefaceCGANSlicer.panel" in before
 
 
@@ -228,14 +227,14 @@ def test_the_scene_is_closed_and_the_panel_begins_anew(widget: Any) -> None:
     assert qt_stand_ins.plain(widget.ui.refaceButton.toolTip) == "Choose a head MRI first."
 
 
-def test_a_developers_reload_enters_the_new_panel(widget: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slicer.util, "getModuleWidget", lambda name: slicer.reloaded)
+def test_a_developers_reload_enters_the_new_panel(widget: Any) -> None:
     with patch.dict(sys.modules):
         widget.onReload()
+    made = slicer.modules.RefaceCGANWidget
     try:
-        assert slicer.reloaded is not widget and slicer.reloaded.panel._entered
+        assert made is not widget and made.panel._entered
     finally:
-        slicer.reloaded.cleanup()
+        made.cleanup()
 
 
 def test_the_sample_head_is_loaded_once(widget: Any) -> None:
