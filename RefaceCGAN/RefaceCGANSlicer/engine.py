@@ -41,9 +41,10 @@ SETTING = "RefaceCGAN/Python"
 """Key of the application's setting that names another Python."""
 PAUSE = 0.02
 """Seconds between two looks of `wait`."""
-LET_GO = 20.0
+LET_GO = 60.0
 """Seconds after which a process is killed that has not let go of what was cancelled. It does so between two
-operations, most of which take less than one; to load torch, which it finishes, takes 10 on a slow disk."""
+operations, which take a second at most; but to load torch, which it finishes, may take half a minute on a slow
+disk."""
 
 
 @dataclass(eq=False)

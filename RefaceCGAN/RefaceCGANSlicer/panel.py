@@ -167,7 +167,7 @@ class Panel:
         if self.run:
             self.stop("")
             message = message or _("Cancelled as another head was chosen; nothing was changed.")
-        head, result = self.session.head, node if scene.is_result(node) else None
+        head, result = self.session.head, node if scene.is_refaced(node) else None
         self._chosen, self._input = node, node
         if result:  # whose original may just be leaving, which the head knows
             known = head is not None and head.refacedNode is result

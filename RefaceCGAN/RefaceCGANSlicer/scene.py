@@ -79,6 +79,11 @@ def is_result(node: Any) -> bool:
     return node is not None and node.GetAttribute(REPORT) is not None
 
 
+def is_refaced(node: Any) -> bool:
+    """Whether a node is a refaced scan of this module."""
+    return is_result(node) and "seed" in report_of(node)
+
+
 def results_of(node: Any) -> list[Any]:
     """The results in the scene that were made of a scan."""
     scans = slicer.util.getNodesByClass(SCAN, node.GetScene())

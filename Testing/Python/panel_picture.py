@@ -64,8 +64,9 @@ def darken() -> None:
 def picture_of(widget: qt_stand_ins.QtWidgets.QWidget) -> np.ndarray:
     """What a widget shows, (H, W, 3) uint8."""
     image = widget.grab().toImage().convertToFormat(qt_stand_ins.QtGui.QImage.Format.Format_RGB888)
+    # a copy, as the image goes when this returns
     rows = np.frombuffer(image.constBits(), np.uint8).reshape(image.height(), image.bytesPerLine())
-    return rows[:, : 3 * image.width()].reshape(image.height(), image.width(), 3)
+    return rows[:, : 3 * image.width()].reshape(image.height(), image.width(), 3).copy()
 
 
 def row_of(names: tuple[str, ...], height: int) -> np.ndarray:
@@ -110,6 +111,7 @@ def draw(path: Path, face_models: Path | None) -> None:
     wait("the face that is picked", lambda: not panel.see._job, began)
     began = time.monotonic()
     wait("drawn finely", lambda: not any(panel.see.faces.coarse), began)
+    ui.saveFolder.currentPath = "/data/shared"
     ui.threeQuarterButton.click()
     panel.see.faces.fit()
     qt_stand_ins.application().processEvents()

@@ -187,6 +187,16 @@ def test_a_tool_tip_with_a_name_of_markup_says_the_name(world: World) -> None:
     assert reason(world.ui.refaceButton).startswith("<b>T1</b> & <T2> holds the value 0")
 
 
+def test_a_defaced_result_is_a_scan_to_be_refaced_like_any_other(world: World) -> None:
+    original = add_head()
+    defaced = scene.add_result(original, head_array(), "head defaced", {"already_defaced": False, "checks": []})
+    world.choose(defaced)
+    assert world.ui.refaceButton.enabled and "24 × 20 × 22 voxels" in world.ui.inputLabel.text
+    world.ui.refaceButton.click()
+    world.session.draw()
+    assert scene.original_of(world.session.head.refacedNode) is defaced
+
+
 # --- a saved scene ----------------------------------------------------------------------------------------
 
 

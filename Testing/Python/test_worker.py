@@ -104,6 +104,24 @@ def test_load_says_what_the_engine_runs_on(worker, model_dir):
     assert progress == []  # it is there already
 
 
+def test_a_request_that_is_given_up_ends_soon_and_the_head_stays(worker, original):
+    volume = worker.write(original.stored)
+    worker.say("reface", volume=volume, affine=original.affine.tolist(), seed=8, defaced="no")
+    first = worker.asked
+    while worker.hear()["stage"] != "anatomy":
+        pass
+    worker.say("another", seed=9)  # waits behind
+    line = {"command": "cancel", "ids": [first, worker.asked]}
+    worker.process.stdin.write(json.dumps(line) + "\n")
+    worker.process.stdin.flush()
+    said = []
+    while len(said) < 2:
+        said += [event for event in [worker.hear()] if event["event"] != "progress"]
+    assert [(event["id"], event["kind"]) for event in said] == [(first, "cancelled"), (worker.asked, "cancelled")]
+    assert worker.ask("drop")[0]["event"] == "done"
+    assert not [file for file in worker.folder.iterdir() if file.suffix == ".npy"]
+
+
 def test_a_head_that_was_prepared_is_refaced_without_delay(worker, original):
     def ask(command: str, **arguments: object) -> tuple[dict, list[str]]:
         volume = worker.write(original.stored)
@@ -496,21 +514,3 @@ def test_a_larger_region_is_drawn_in_full_and_passes_the_checks(refacer, result)
     assert np.array_equal(again.face_region, larger)
     assert {entry.name: entry.value for entry in again.checks}["original_voxels_left"] == 0
     assert np.array_equal(again.volume.stored[~larger], result.original.stored[~larger])
-
-
-def test_a_request_that_is_given_up_ends_soon_and_the_head_stays(worker, original):
-    volume = worker.write(original.stored)
-    worker.say("reface", volume=volume, affine=original.affine.tolist(), seed=8, defaced="no")
-    first = worker.asked
-    while worker.hear()["stage"] != "anatomy":
-        pass
-    worker.say("another", seed=9)  # waits behind
-    line = {"command": "cancel", "ids": [first, worker.asked]}
-    worker.process.stdin.write(json.dumps(line) + "\n")
-    worker.process.stdin.flush()
-    said = []
-    while len(said) < 2:
-        said += [event for event in [worker.hear()] if event["event"] != "progress"]
-    assert [(event["id"], event["kind"]) for event in said] == [(first, "cancelled"), (worker.asked, "cancelled")]
-    assert worker.ask("drop")[0]["event"] == "done"
-    assert not [file for file in worker.folder.iterdir() if file.suffix == ".npy"]
