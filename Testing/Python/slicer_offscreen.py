@@ -225,7 +225,7 @@ class LayoutManager:
 
 class SubjectHierarchy:
     """Gives each new node an item, under that of the scene. As in the application, a node that is to be removed
-    must be in the scene."""
+    must be in the scene, and a node that was removed takes its display nodes along."""
 
     def __init__(self, scene: Any) -> None:
         self.scene, self.node = scene, slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
@@ -233,7 +233,15 @@ class SubjectHierarchy:
         self.tags = [
             scene.AddObserver(scene.NodeAddedEvent, self._added),
             scene.AddObserver(scene.NodeAboutToBeRemovedEvent, self._leaving),
+            scene.AddObserver(scene.NodeRemovedEvent, self._removed),
         ]
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _removed(self, _scene: object, _event: str, node: Any) -> None:
+        if node.IsA("vtkMRMLDisplayableNode") and not self.scene.IsClosing():
+            names = [node.GetNthDisplayNodeID(i) for i in range(node.GetNumberOfDisplayNodes())]
+            for display in filter(None, (self.scene.GetNodeByID(name) for name in names if name)):
+                self.scene.RemoveNode(display)
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _leaving(self, _scene: object, _event: str, node: Any) -> None:
