@@ -32,8 +32,8 @@ from test_module import Widget  # noqa: E402
 
 PANEL, VIEWS = (420, 768), (946, 768)
 """Width and height in pixels of the panel, and of the views beside it: a screen of 1366 x 768."""
-ROW, SEEDS = 420, (5, 4, 3)
-"""Height of the 3D views; the faces that are drawn."""
+ROW, SEEDS, CANCELLED = 420, (5, 4, 3), 2
+"""Height of the 3D views; the faces that are drawn, and the one that is cancelled once."""
 DARK = {"Window": "#2d2d30", "WindowText": "#e6e6e6", "Base": "#1f1f22", "Text": "#e6e6e6", "Button": "#3a3a3d",
         "ButtonText": "#e6e6e6", "PlaceholderText": "#9a9a9a", "Light": "#5a5a5e", "Mid": "#4a4a4e"}  # fmt: skip
 """Colours of a dark theme, by role."""
@@ -100,6 +100,7 @@ def draw(path: Path, face_models: Path | None) -> None:
         wait(f"both faces on screen, seed {seed}", lambda: panel.run is None, began)
         if face_models:
             wait("its distance", lambda: "a match is below" in ui.verdictDetails.text, began)
+    panel.new_seed = lambda: CANCELLED
     began = time.monotonic()
     ui.anotherButton.click()
     wait("the next one is begun", lambda: panel.run.stage in ("generate", "compose"), began)

@@ -20,7 +20,7 @@ from RefaceCGANSlicer import child, engine  # noqa: E402
 from RefaceCGANSlicer.engine import Engine, EngineError  # noqa: E402
 
 posix = pytest.mark.skipif(os.name == "nt", reason="asks the system for processes as POSIX does")
-STAND_IN = '''
+STAND_IN = """
 import json, os, queue, shutil, subprocess, sys, threading, time
 folder = sys.argv[1]
 lines, given_up = queue.SimpleQueue(), set()
@@ -69,7 +69,7 @@ while request := lines.get():
         say(id=number, event="progress", stage=f"{os.getpid()} {grandchild.pid}", fraction=0.1)
         time.sleep(600)
 shutil.rmtree(folder, ignore_errors=True)
-'''
+"""
 
 
 @pytest.fixture

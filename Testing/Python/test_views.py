@@ -221,9 +221,7 @@ def test_the_threshold_is_the_originals_and_holds_for_both(stage: Stage, pair: P
     counts = [model.GetPolyData().GetNumberOfPoints() for model in stage.models]
     pictures = [stage.picture(name) for name in BOTH]
     faces.set_threshold(1.6 * faces.automatic)
-    assert all(
-        model.GetPolyData().GetNumberOfPoints() != n for model, n in zip(stage.models, counts, strict=True)
-    )
+    assert all(model.GetPolyData().GetNumberOfPoints() != n for model, n in zip(stage.models, counts, strict=True))
     assert all(unlike(stage.picture(name), picture) > 1 for name, picture in zip(BOTH, pictures, strict=True))
     with pytest.raises(InputError, match="nothing brighter than the threshold"):
         faces.set_threshold(1e6)
@@ -578,5 +576,3 @@ def test_coarse_voxels_lie_where_the_fine_ones_did(shape: tuple[int, int, int]) 
     assert np.allclose(moved[:3, :3], np.diag([2.4, 2.4, 3]))
     place = np.linalg.solve(affine, moved @ [0, 4, 0, 1])  # a coarse voxel's middle, in fine voxels
     assert means[0, 4, 0] == pytest.approx(place[1])
-
-
