@@ -67,6 +67,7 @@ def activate() -> None:
         corner.SetText(corner.UpperLeft, _labels()[view.GetLayoutName()])
     for logic in slice_logics():
         logic.GetSliceCompositeNode().SetLinkedControl(True)
+        logic.GetSliceCompositeNode().SetHotLinkedControl(True)  # also while a slice is still being moved
         _keep_out_of_files(
             *(logic.GetSliceNode(), logic.GetSliceCompositeNode(), logic.GetSliceDisplayNode()),
             *(logic.GetSliceModelNode(), logic.GetSliceModelTransformNode()),

@@ -337,6 +337,7 @@ def test_the_two_slices_go_together_and_the_users_stay(shown: Stage) -> None:
     left.SetInteractionFlags(left.SliceToRASFlag)
     left.InteractingOn()
     left.SetSliceOffset(left.GetSliceOffset() + 7)
+    assert right.GetSliceOffset() == pytest.approx(left.GetSliceOffset())  # while it is moved
     left.InteractingOff()
     assert right.GetSliceOffset() == pytest.approx(left.GetSliceOffset())
     assert users.GetSliceOffset() == before and users.GetSliceCompositeNode().GetBackgroundVolumeID() is None
