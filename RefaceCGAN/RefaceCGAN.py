@@ -32,6 +32,10 @@ from slicer.util import VTKObservationMixin
 BEGUN = "RefaceCGAN.begun"
 """Attribute of a parameter node in use. Its parameters do not tell: when the scene is closed, wrappers of it that
 are still about write them anew."""
+IS_SAMPLE = "RefaceCGAN.sample"
+"""Attribute of the node of the sample head."""
+BEFORE_OTHERS = 100.0
+"""Priority of an observer that hears of a node's removal before Slicer's selectors do."""
 SAMPLE = "RefaceCGANAverageHead"
 SAMPLE_FILE = "average_head.nii.gz"
 SAMPLE_SHA256 = "ea363c1e367016778f7120db3f8ccb234e10f087f239697ff91d63a0ae593224"
@@ -57,6 +61,7 @@ class RefaceCGAN(ScriptedLoadableModule):
             "weights and the sample head were computed from the IXI dataset (brain-development.org, CC BY-SA 3.0)."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
+        slicer.app.connect("startupCompleted()", registerLayout)
 
 
 def sampleHead() -> Path:
@@ -81,6 +86,15 @@ def registerSampleData() -> None:
         nodeNames="AverageHead",
         checksums=f"SHA256:{SAMPLE_SHA256}",
     )
+
+
+def registerLayout() -> None:
+    """Make the layout of faces known, so that a scene saved with it opens in it also before the module was
+    opened."""
+    if slicer.app.layoutManager():
+        from RefaceCGANSlicer import layout
+
+        layout.register()
 
 
 # --- parameters -------------------------------------------------------------------------------------------
@@ -140,7 +154,7 @@ class RefaceCGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = self.panel = self._parameters = self._guiTag = self._observedInput = None
 
     def setup(self) -> None:
-        from RefaceCGANSlicer import layout, views
+        from RefaceCGANSlicer import views
         from RefaceCGANSlicer.panel import Panel
 
         ScriptedLoadableModuleWidget.setup(self)
@@ -151,13 +165,15 @@ class RefaceCGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = RefaceCGANLogic()
         self.panel = Panel(self.ui, self.logic.session, views)
         self.ui.sampleButton.connect("clicked()", self.onSample)
-        if slicer.app.layoutManager():
-            layout.register()
+        registerLayout()
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEndClose)
         self.addObserver(scene, scene.NodeAddedEvent, self.onNodeAdded)
+        self.addObserver(
+            scene, scene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved, priority=BEFORE_OTHERS
+        )
         self.addObserver(scene, scene.NodeRemovedEvent, self.onNodeRemoved)
         self.initializeParameterNode()
 
@@ -182,6 +198,7 @@ class RefaceCGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for name in [name for name in sys.modules if name.split(".")[0] in ("RefaceCGANSlicer", "RefaceCGANLib")]:
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
+        getattr(slicer.modules, f"{self.moduleName}Widget").enter()  # it is on screen, and nobody else tells it
 
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
         self.panel.scene_closing()
@@ -191,19 +208,32 @@ class RefaceCGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.initializeParameterNode()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller: Any, event: Any, node: Any) -> None:
+        self.panel.node_leaving(node)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
     def onNodeRemoved(self, caller: Any, event: Any, node: Any) -> None:
         self.panel.node_removed(node)
 
     def onNodeAdded(self, caller: Any, event: Any) -> None:
+        self.panel.node_added()
         if self._parameters and not self._parameters.inputVolume:
             qt.QTimer.singleShot(0, self.proposeInput)  # when the node has its voxels
 
     def onSample(self) -> None:
         with slicer.util.tryWithErrorDisplay(_("The sample head cannot be loaded."), waitCursor=True):
             import SampleData
+            from RefaceCGANSlicer import scene
 
-            registerSampleData()
-            self._parameters.inputVolume = SampleData.downloadSample(SAMPLE)
+            there = [
+                node for node in slicer.util.getNodesByClass(scene.SCAN)
+                if node.GetAttribute(IS_SAMPLE) and node.GetImageData() and not scene.is_result(node)
+            ]  # fmt: skip
+            if not there:
+                registerSampleData()
+                there = [SampleData.downloadSample(SAMPLE)]
+                there[0].SetAttribute(IS_SAMPLE, "1")
+            self._parameters.inputVolume = there[0]
 
     def initializeParameterNode(self) -> None:
         """Follow the scene's parameter node."""
@@ -217,7 +247,7 @@ class RefaceCGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not self._parameters or self._parameters.inputVolume:
             return
         for node in slicer.util.getNodesByClass(scene.SCAN):
-            if node.GetClassName() == scene.SCAN and node.GetImageData() and not node.GetAttribute(scene.REPORT):
+            if node.GetClassName() == scene.SCAN and node.GetImageData() and not scene.is_result(node):
                 self._parameters.inputVolume = node
                 return
 
@@ -266,7 +296,8 @@ class RefaceCGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 
 class RefaceCGANLogic(ScriptedLoadableModuleLogic):
-    """RefaceCGAN for scripts: `process`, `deface`, `faceDistance`, `showFaces`, `compareImage`, `saveReport`.
+    """RefaceCGAN for scripts: `process`, `deface`, `saveResult`, `saveReport`, `faceDistance`, `showFaces`,
+    `compareImage`.
     Works with and without a window. One logic keeps one engine warm: use it for all scans of a loop."""
 
     def __init__(self) -> None:
@@ -346,6 +377,18 @@ class RefaceCGANLogic(ScriptedLoadableModuleLogic):
         node = scene.add_result(inputVolumeNode, answer["defaced"], name, answer["report"], outputVolumeNode)
         scene.add_face_region(node, answer["face_region"])
         return node
+
+    def saveResult(
+        self, result: Any, path: str, mask: bool = True, report: bool = True, picture: bool = True
+    ) -> list[Path]:
+        """Have the engine write a result of `process`, or its node, to a file (.nii.gz, .nii, .nrrd, .mgh, .mgz),
+        and beside it its face region, report with BIDS sidecar, and picture; returns the files. All of them are
+        written, or none. Raises as `process` does."""
+        node, session = getattr(result, "volumeNode", result), self.session
+        answer = session.wait(
+            lambda **callbacks: session.save(node, str(path), mask, report, picture, **callbacks)
+        )
+        return [Path(path).parent / name for name in answer["files"]]
 
     def faceDistance(self, result: Any, detector: str, recogniser: str, threshold: float = 0.4) -> float | None:
         """How far the face of a result of `process` is from its original's for a face recogniser: 0..2, None where

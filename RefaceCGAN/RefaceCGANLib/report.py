@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from .volume import Volume, atomic_path
 
 if TYPE_CHECKING:
     from .checks import Check
-    from .refacer import Prepared, Refacer, Result
+    from .refacer import Prepared, Refacer
 
 VISUAL_FEATURES = {
     "CodeValue": "113102",
@@ -30,7 +30,14 @@ VISUAL_FEATURES = {
 """What DICOM calls a removed face (PS3.16, CID 7050)."""
 
 
-def report_of(result: Result, source: Path, output: Path | None = None) -> dict[str, Any]:
+class Reported(Protocol):
+    """A refacer.Result, or what has its report."""
+
+    @property
+    def report(self) -> dict[str, Any]: ...
+
+
+def report_of(result: Reported, source: Path, output: Path | None = None) -> dict[str, Any]:
     """What report.json holds of a refaced scan: the result's own report and which files it is about.
 
     source: the file or DICOM folder that was read.  output: the file that was written, if any.
@@ -72,7 +79,7 @@ def report_of_defaced(
     }
 
 
-def bids_sidecar(result: Result) -> dict[str, Any]:
+def bids_sidecar(result: Reported) -> dict[str, Any]:
     """Fields to add to the BIDS sidecar (sub-*_T1w.json) of a refaced scan.
 
     DeidentificationMethod and DeidentificationMethodCodeSequence are BIDS's own (bids-specification #1772),

@@ -49,6 +49,7 @@ NO_OPENGL = (
 )
 MESHES = ".gii", ".stl", ".ply"
 LABEL_PIXELS = 28  # height of the band that carries a label in `compare_image`
+COARSE_MM = 2.4  # voxels of a quick surface: a fifth of the time, and still the same face
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,24 @@ def _threshold(volume: np.ndarray, step: np.ndarray) -> float:
         areas.append(sum(np.count_nonzero(np.diff(outside, axis=axis)) for axis in range(3)))
     best = max(level for level, area in zip(levels, areas, strict=True) if area <= 1.005 * min(areas))
     return float(lowest + best * (highest - lowest))
+
+
+def coarse(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The means of blocks of about `COARSE_MM`, and their matrix to RAS+ mm; array (I, J, K), affine (4, 4)."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    steps = [max(1, round(COARSE_MM / mm)) for mm in spacing]
+    counts = [n // step for n, step in zip(array.shape, steps, strict=True)]
+    kept = array[tuple(slice(n * step) for n, step in zip(counts, steps, strict=True))]
+    blocks = kept.reshape([part for pair in zip(counts, steps, strict=True) for part in pair])
+    to_fine = np.diag([*steps, 1.0])
+    to_fine[:3, 3] = (np.array(steps) - 1) / 2
+    return blocks.mean(axis=(1, 3, 5), dtype=np.float32), affine @ to_fine
+
+
+def turned(surface: Surface, rotation: np.ndarray) -> Surface:
+    """The surface, turned about the origin by a rotation (3, 3)."""
+    points, normals = (array @ rotation.T.astype(np.float32) for array in (surface.points, surface.normals))
+    return Surface(np.ascontiguousarray(points), surface.triangles, np.ascontiguousarray(normals))
 
 
 def _outside(head: np.ndarray, step: np.ndarray, reach: int) -> np.ndarray:

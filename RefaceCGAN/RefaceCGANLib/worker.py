@@ -9,13 +9,16 @@ face on it costs one pass of the generator. A request is a line on stdin, its an
     {"id": 1, "event": "error", "kind": "check", "message": "One sentence."}
 
 The first line is {"event": "ready", "version": ..., "python": ...}. Requests are worked off one by one, in
-their order. `Worker` has a method for each command, whose arguments and answer its docstring gives. Arrays travel
-as .npy files in FOLDER, in native order (I, J, K); who reads one removes it. What a library prints goes to
-stderr. When stdin closes, which it does when the parent dies, the process removes FOLDER and ends at once.
+their order. {"command": "cancel", "ids": [1]} is no request: those that it names are given up at once, also the
+one under way, and answered with an error of the kind "cancelled"; model and head stay in memory. `Worker` has a
+method for each command, whose arguments and answer its docstring gives. Arrays travel as .npy files in FOLDER, in
+native order (I, J, K); who reads one removes it. What a library prints goes to stderr. When stdin closes, which it
+does when the parent dies, the process removes FOLDER and ends at once.
 """
 
 from __future__ import annotations
 
+import _thread
 import hashlib
 import inspect
 import itertools
@@ -25,12 +28,14 @@ import os
 import queue
 import secrets
 import shutil
+import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -52,19 +57,76 @@ LOADED = 0.5
 PREPARED = 0.7
 """Where `Refacer` stands when all is ready for a face to be drawn."""
 DEFACED = ("auto", "yes", "no")
+NUDGE_SECONDS = 0.02
+"""How often a request that was given up is told so, until it has ended."""
 
 
 class Interrupted(Exception):
-    """Something more urgent was asked for."""
+    """Something more urgent was asked for, or nobody wants the answer any more."""
+
+
+class Cancellation:
+    """Ends the request under way from another thread, by an exception in the main thread, so that the process with
+    all that it has loaded goes on. Never inside an import, which cannot be repeated for every package, nor in the
+    functions of `protected`: there it waits until they are done."""
+
+    def __init__(self) -> None:
+        self.protected: set[CodeType] = set()
+        self._unwanted: set[int] = set()
+        self._current: int | None = None
+
+    def listen(self) -> None:
+        """To be called on the main thread, before the first request."""
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def cancel(self, numbers: Sequence[int]) -> None:
+        """Give up requests; returns at once. Numbers of requests that have been answered do no harm."""
+        self._unwanted.update(numbers)
+        threading.Thread(target=self._nudge, daemon=True).start()
+
+    def begin(self, number: int | None) -> None:
+        """A request is begun. Raises Interrupted where it was given up before."""
+        self._current = number
+        self._check()
+
+    def end(self) -> None:
+        """The request is done: nothing interrupts what follows."""
+        self._current = None
+
+    def _nudge(self) -> None:
+        while self._current in self._unwanted:
+            _thread.interrupt_main(signal.SIGINT)
+            time.sleep(NUDGE_SECONDS)
+
+    def _interrupt(self, _signal: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            code = frame.f_code
+            if code in self.protected or code.co_filename.startswith("<frozen importlib"):
+                return  # it is told again shortly
+            frame = frame.f_back
+        self._check()
+
+    def _check(self) -> None:
+        if self._current is not None and self._current in self._unwanted:
+            raise Interrupted("Cancelled.")
 
 
 class Worker:
     """What the process keeps: the model, the head that was refaced last, and how the last original looks.
 
-    wanted: whether another request waits; what only informs then gives way to it."""
+    wanted: whether another request waits; what only informs then gives way to it.  cancellation: what gives
+    requests up."""
 
-    def __init__(self, folder: Path, wanted: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        wanted: Callable[[], bool] = lambda: False,
+        cancellation: Cancellation | None = None,
+    ) -> None:
         self._folder, self._wanted = folder, wanted
+        self._cancellation = cancellation or Cancellation()
+        self._cancellation.protected |= {Worker.save.__code__, Worker.drop.__code__}  # files and memory stay whole
+        self._written: list[str] = []  # the files of the answer that is being made
         self._name = DEFAULT
         self._model: Model | None = None
         self._device = "auto"
@@ -106,10 +168,10 @@ class Worker:
         """Find brain and face of a scan ahead of time: what follows for the same scan takes them from here.
         Arguments as of `reface`.
 
-        Answers already_defaced (bool). Raises CheckError and InputError."""
+        Answers already_defaced (bool) and upright, see `reface`. Raises CheckError and InputError."""
         refacer, progress = self._ready(progress)
         head = self._prepare(refacer, _part(progress, 0.0, 1 / PREPARED), volume, affine, defaced)
-        return {"already_defaced": head.anatomy.already_defaced}
+        return {"already_defaced": head.anatomy.already_defaced, "upright": _upright(head)}
 
     def reface(
         self,
@@ -123,7 +185,8 @@ class Worker:
         """Reface a scan and keep the head. volume: path of its real values (I, J, K); affine: (4, 4) voxel index
         -> RAS+ mm; seed: drawn by chance by default; defaced: auto, yes or no.
 
-        Answers refaced, face_region, air_mask and brain_mask (paths; masks are uint8), seed and report.
+        Answers refaced, face_region, air_mask and brain_mask (paths; masks are uint8), seed, report and upright:
+        the rotation (3, 3) from the scan's RAS axes to the head's own (its right, its front, its crown).
         Raises CheckError and InputError as `Refacer.reface` does; after a CheckError about the face, `another`
         may still be asked for."""
         refacer, progress = self._ready(progress)
@@ -206,6 +269,69 @@ class Worker:
             self._recogniser = made_from, Recogniser(Path(detector), Path(recogniser), made_from[2])
         return {"check": self._recogniser[1].check(before, after, limit, self._give_way)}
 
+    def skin(
+        self,
+        progress: Progress,
+        volume: str,
+        affine: list[list[float]],
+        threshold: float | None = None,
+        quick: bool = False,
+        upright: list[list[float]] | None = None,
+        picture: int = 0,
+    ) -> dict[str, Any]:
+        """Make the skin of a scan for a 3D view; needs no model and leaves the head that is kept alone. volume,
+        affine: as of `reface`; threshold: where the skin begins, by default found in the scan; quick: from
+        voxels of `surface.COARSE_MM`; picture: size in pixels of a picture from the front, 0 for none; upright:
+        as `reface` answers it, where the front is not that of the scan's axes.
+
+        Answers points, triangles, normals (paths, see `surface.Surface`), threshold, darkest and brightest
+        (percentiles 0.5 and 99.9 of the scan), and picture: the path of a (H, W, 3) uint8, or None where OpenGL is
+        missing. Raises InputError for a scan that shows no head or nothing as bright as the threshold."""
+        from . import surface
+
+        array, matrix = np.ascontiguousarray(self._read(volume)), np.array(affine, dtype=float)
+        if threshold is None:
+            threshold = surface.skin_threshold(array, np.linalg.norm(matrix[:3, :3], axis=0).tolist())
+        darkest, brightest = np.percentile(array[::4, ::4, ::4], (0.5, 99.9))
+        made = surface.skin_surface(*(surface.coarse(array, matrix) if quick else (array, matrix)), threshold)
+        drawn = None
+        if picture:
+            facing = made if upright is None else surface.turned(made, np.array(upright))
+            try:
+                drawn = self._write(surface.render(facing, ("frontal",), (picture, picture))[0])
+            except InputError as error:  # no OpenGL: a head without a picture is better than none
+                log.warning("%s", error)
+        return {
+            **{name: self._write(getattr(made, name)) for name in ("points", "triangles", "normals")},
+            **{"threshold": threshold, "darkest": float(darkest), "brightest": float(brightest), "picture": drawn},
+        }
+
+    def save(
+        self,
+        progress: Progress,
+        path: str,
+        volume: str,
+        affine: list[list[float]],
+        face_region: str | None = None,
+        report: dict[str, Any] | None = None,
+        source: str | None = None,
+        picture: bool = False,
+        protected: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Write a refaced scan and what belongs to it, all or nothing: see `saving.write`. volume, affine: as of
+        `reface`; face_region: path of the mask (I, J, K) to write beside it, None for none.
+
+        Answers files, the names of what was written. Needs no model and leaves the head that is kept alone. Raises
+        InputError as `saving.write` does."""
+        from . import saving
+
+        matrix = np.array(affine, dtype=float)
+        scan = Volume.from_array(self._read(volume), matrix)
+        region = None if face_region is None else Volume.from_array(self._read(face_region), matrix)
+        origin = Path(source) if source else None
+        written = saving.write(path, scan, region, report, origin, picture, [Path(each) for each in protected])
+        return {"files": [file.name for file in vars(written).values() if file]}
+
     def _give_way(self) -> None:
         if self._wanted():
             raise Interrupted("Another request came in between.")
@@ -219,12 +345,15 @@ class Worker:
     def handle(self, request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         """Work off one request; whatever happens, exactly one `done` or `error` is answered."""
         number, command = request.pop("id", None), request.pop("command", None)
+        stop = self._cancellation
 
         def progress(stage: str, fraction: float) -> None:
             fraction = round(min(max(fraction, 0.0), 1.0), 3)
             answer({"id": number, "event": "progress", "stage": stage, "fraction": fraction})
 
+        self._written = []
         try:
+            stop.begin(number)
             if command not in COMMANDS:
                 raise InputError(f"There is no command {command!r}; the commands are {', '.join(COMMANDS)}.")
             method = getattr(self, command)
@@ -233,10 +362,14 @@ class Worker:
             except TypeError as error:
                 raise InputError(f"The command {command} cannot be called like this: {error}.") from None
             done = method(progress, **request)
+            stop.end()
         except Exception as error:
+            stop.end()
             kind, message = told(error)
             if kind == "crash":
                 log.exception("%s failed", command)
+            for path in (*self._written, *(value for value in request.values() if _is_array(value))):
+                Path(path).unlink(missing_ok=True)
             answer({"id": number, "event": "error", "kind": kind, "message": message})
         else:
             answer({"id": number, "event": "done", **done})
@@ -331,6 +464,7 @@ class Worker:
             "air_mask": self._write(result.air_mask),
             "brain_mask": self._write(result.brain_mask),
             "seed": seed,
+            "upright": _upright(head),
             "report": {**result.report, "seconds": {**spent, **result.report["seconds"]}},
         }
 
@@ -341,11 +475,12 @@ class Worker:
 
     def _write(self, array: np.ndarray) -> str:
         path = self._folder / f"{secrets.token_hex(8)}.npy"
+        self._written.append(str(path))
         np.save(path, array.astype(np.uint8) if array.dtype == bool else array, allow_pickle=False)
         return str(path)
 
 
-COMMANDS = ("load", "prepare", "reface", "another", "deface", "recognise", "drop")
+COMMANDS = ("load", "prepare", "reface", "another", "deface", "recognise", "skin", "save", "drop")
 """And `quit`, which ends the process once all that was asked before is done."""
 
 
@@ -365,6 +500,20 @@ def told(error: Exception) -> tuple[str, str]:
     if isinstance(error, OSError):
         return "crash", f"A temporary file cannot be used ({error.strerror or text}); mend that and try again."
     return "crash", f"This is a bug in RefaceCGAN ({type(error).__name__}: {text[:200]}); please report it."
+
+
+def _is_array(value: object) -> bool:
+    """Whether a value of a request is the path of an array."""
+    return isinstance(value, str) and value.endswith(".npy")
+
+
+def _upright(head: Prepared) -> list[list[float]]:
+    """The rotation (3, 3) nearest to how a head was aligned to the average one: from the scan's RAS axes to the
+    head's own."""
+    matrix = head.anatomy.to_template @ np.linalg.inv(head.anatomy.view.asl_affine)
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    rotation: list[list[float]] = (left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right).tolist()
+    return rotation
 
 
 def _checked_seed(seed: int | None) -> int:
@@ -401,14 +550,22 @@ def main() -> None:
         except OSError:  # nobody listens any more
             _leave(folder)
 
+    cancellation = Cancellation()
+
     def listen() -> None:
         for line in lines:
-            requests.put(line)
+            given_up = _cancelled(line)
+            if given_up is None:
+                requests.put(line)
+            else:
+                cancellation.cancel(given_up)
         _leave(folder)
 
+    cancellation.protected.add(answer.__code__)  # a line is said whole
+    cancellation.listen()
     threading.Thread(target=listen, daemon=True).start()
     answer({"event": "ready", "version": __version__, "python": sys.version.split()[0]})
-    worker = Worker(folder, wanted=lambda: not requests.empty())
+    worker = Worker(folder, lambda: not requests.empty(), cancellation)
     while True:
         worker.preload()
         line = requests.get()
@@ -421,7 +578,22 @@ def main() -> None:
         if request.get("command") == "quit":
             answer({"id": request.get("id"), "event": "done"})
             _leave(folder)
-        worker.handle(request, answer)
+        number = request.get("id")
+        try:
+            worker.handle(request, answer)
+        except Interrupted as error:  # while it was told what had gone wrong otherwise
+            answer({"id": number, "event": "error", "kind": "cancelled", "message": str(error)})
+
+
+def _cancelled(line: str) -> list[int] | None:
+    """The requests that a line gives up; None for a line that is a request."""
+    if '"cancel"' not in line:
+        return None
+    try:
+        said = json.loads(line)
+        return list(said["ids"]) if said["command"] == "cancel" else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _private_streams() -> tuple[IO[str], IO[str]]:

@@ -14,12 +14,13 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,7 +79,9 @@ class Child:
         self.said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._complaints: deque[str] = deque(maxlen=LINES)
         readers = [
-            threading.Thread(target=_read_answers, args=(self.process.stdout, self.said), daemon=True),
+            threading.Thread(
+                target=_read_answers, args=(self.process.stdout, self.said, self.folder), daemon=True
+            ),
             threading.Thread(target=_read_complaints, args=(self.process.stderr, self._complaints), daemon=True),
         ]
         for reader in readers:
@@ -107,6 +110,14 @@ class Child:
         except OSError as error:
             message = _("The scan cannot be handed to the engine ({why}); free some space for temporary files.")
             raise EngineError(message.format(why=error.strerror)) from error
+        self._tell(line)
+
+    def cancel(self, numbers: Iterable[int]) -> None:
+        """Tell it that nobody waits for these requests any more."""
+        self._tell(json.dumps({"command": "cancel", "ids": list(numbers)}) + "\n")
+
+    def _tell(self, line: str) -> None:
+        assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # it has just died: `said` will end
             self.process.stdin.write(line.encode())
             self.process.stdin.flush()
@@ -117,11 +128,6 @@ class Child:
         if isinstance(value, np.generic):
             return value.item()
         return str(value) if isinstance(value, Path) else value
-
-    def fetch(self, value: Any) -> Any:
-        """A value of an answer, an array instead of the file that holds it."""
-        is_file = isinstance(value, str) and value.endswith(".npy") and Path(value).parent == self.folder
-        return read_array(value) if is_file else value
 
     def epitaph(self) -> EngineError:
         """What to tell about a process that has died; its last words go to the log."""
@@ -167,7 +173,7 @@ def read_array(path: str) -> np.ndarray:
 
 def _own_group() -> dict[str, Any]:
     """How to start a process so that it and its children can be killed together, and no console window opens."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     return {"start_new_session": True}
 
@@ -176,7 +182,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and its children."""
     if process.returncode is not None:
         return
-    if os.name == "nt":
+    if sys.platform == "win32":
         command = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
         subprocess.run(command, capture_output=True, creationflags=subprocess.CREATE_NO_WINDOW, check=False)
     else:
@@ -188,7 +194,8 @@ def _end(process: subprocess.Popen[bytes], readers: list[threading.Thread], fold
     """Kill a process and remove its folder, whatever state they are in."""
     _kill(process)
     with contextlib.suppress(OSError):
-        process.stdin.close()
+        if process.stdin is not None:
+            process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(1.0)
     for reader in readers:
@@ -196,8 +203,9 @@ def _end(process: subprocess.Popen[bytes], readers: list[threading.Thread], fold
     _remove(folder, lock)
 
 
-def _read_answers(stream: IO[bytes], said: queue.SimpleQueue[dict[str, Any] | None]) -> None:
-    """Until the process ends; a line that is no answer is passed on as such."""
+def _read_answers(stream: IO[bytes], said: queue.SimpleQueue[dict[str, Any] | None], folder: Path) -> None:
+    """Until the process ends; with its arrays, so that nobody has to read files on the main thread. A line that is
+    no answer is passed on as such."""
     with stream:
         while line := stream.readline(ANSWER):
             try:
@@ -207,8 +215,24 @@ def _read_answers(stream: IO[bytes], said: queue.SimpleQueue[dict[str, Any] | No
                 understood = False
             if not understood:
                 event = {"event": "garbage", "line": repr(line[:200])}
+            elif event["event"] == "done":
+                event = _with_arrays(event, folder)
             said.put(event)
     said.put(None)
+
+
+def _with_arrays(event: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """An answer with the arrays that its files hold; an error in place of one that cannot be read."""
+
+    def fetched(value: Any) -> Any:
+        is_file = isinstance(value, str) and value.endswith(".npy") and Path(value).parent == folder
+        return read_array(value) if is_file else value
+
+    try:
+        return {name: fetched(value) for name, value in event.items()}
+    except (OSError, ValueError) as error:
+        message = _("The engine's answer cannot be read ({why}); try again.").format(why=error)
+        return {"event": "error", "id": event.get("id"), "kind": "crash", "message": message}
 
 
 def _read_complaints(stream: IO[bytes], complaints: deque[str]) -> None:
@@ -240,7 +264,7 @@ def _remove(folder: Path, lock: IO[bytes]) -> None:
 def _hold(lock: IO[bytes]) -> bool:
     """Lock a file until it is closed or this process ends; False where another process holds it."""
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)

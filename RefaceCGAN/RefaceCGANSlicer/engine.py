@@ -7,8 +7,9 @@
 >>> engine.wait(engine.request("another", seed=8))["refaced"]
 
 The commands, their arguments and answers are the methods of RefaceCGANLib.worker.Worker. Arrays go to the process
-and come back as files in a folder that nobody else may read, and that is removed with the process. A crash, an
-out-of-memory or `cancel` ends the process and never Slicer; the next request starts another one. Uses no Qt.
+and come back as files in a folder that nobody else may read, and that is removed with the process. A crash or an
+out-of-memory ends the process and never Slicer; the next request starts another one. `cancel` gives requests up
+and keeps the process, with the model that it has loaded. Uses no Qt.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ SETTING = "RefaceCGAN/Python"
 """Key of the application's setting that names another Python."""
 PAUSE = 0.02
 """Seconds between two looks of `wait`."""
+LET_GO = 60.0
+"""Seconds after which a process is killed that has not let go of what was cancelled. It does so between two
+operations, which take a second at most; but to load torch, which it finishes, may take half a minute on a slow
+disk."""
 
 
 @dataclass(eq=False)
@@ -49,6 +54,7 @@ class _Task:
     on_progress: Callable[[str, float], None] | None
     on_done: Callable[[dict[str, Any]], None] | None
     on_error: Callable[[EngineError], None] | None
+    lasting: bool = False
     awaited: bool = False
     outcome: dict[str, Any] | EngineError | None = None
 
@@ -65,11 +71,18 @@ class Engine:
         self._child: Child | None = None
         self._numbers = itertools.count(1)
         self._tasks: dict[int, _Task] = {}
+        self._given_up: dict[int, float] = {}  # cancelled, not yet answered: when
         self._failed: deque[tuple[int, EngineError]] = deque()  # told by the next `poll`
 
     @property
     def running(self) -> bool:
         return self._child is not None and not self._child.dead
+
+    @property
+    def busy(self) -> bool:
+        """Whether `poll` has something to wait for."""
+        unanswered = any(task.outcome is None for task in self._tasks.values())
+        return unanswered or bool(self._failed) or (self.running and bool(self._given_up))
 
     def start(self) -> None:
         """Start the process unless it runs; it loads torch and the default model at once.
@@ -88,9 +101,11 @@ class Engine:
         on_progress: Callable[[str, float], None] | None = None,
         on_done: Callable[[dict[str, Any]], None] | None = None,
         on_error: Callable[[EngineError], None] | None = None,
+        lasting: bool = False,
         **arguments: Any,
     ) -> int:
-        """Ask for `command`; returns the number of the request. Requests are worked off in their order.
+        """Ask for `command`; returns the number of the request. Requests are worked off in their order. A lasting
+        one is left alone by a `cancel` of all.
 
         arguments: numbers, texts, and arrays; a 3D array is voxels in native order (I, J, K).  on_progress hears
         the stage and how much is done (0..1).  on_done hears the answer, a dictionary with its arrays in it.
@@ -102,7 +117,7 @@ class Engine:
             self._child.ask({"id": number, "command": command, **arguments})
         except EngineError as error:
             self._failed.append((number, error))
-        self._tasks[number] = _Task(on_progress, on_done, on_error)
+        self._tasks[number] = _Task(on_progress, on_done, on_error, lasting)
         return number
 
     def poll(self) -> None:
@@ -114,7 +129,7 @@ class Engine:
             try:
                 event = self._child.said.get_nowait()
             except queue.Empty:
-                if not self._child.lost():
+                if not (self._child.lost() or self._holds_on()):
                     return
                 event = None
             if event is None:
@@ -150,20 +165,37 @@ class Engine:
             raise task.outcome
         return task.outcome
 
-    def cancel(self) -> None:
-        """Kill the process and its children, and forget all requests: no callback of theirs is called any more,
-        and `wait` raises. The next request starts another process."""
-        child, self._child = self._child, None
-        self._failed.clear()
-        for task in self._tasks.values():
+    def cancel(self, number: int | None = None) -> None:
+        """Give up a request, or all that are not lasting: no callback of theirs is called any more, and `wait`
+        raises. The process stops working on them and goes on with what is asked next."""
+        chosen = [number] if number in self._tasks else []
+        numbers = [n for n, task in self._tasks.items() if not task.lasting] if number is None else chosen
+        unasked = {each for each, _error in self._failed}
+        self._failed = deque(entry for entry in self._failed if entry[0] not in numbers)
+        for each in numbers:
+            task = self._tasks.pop(each)
+            if task.outcome is None and each not in unasked:
+                self._given_up[each] = time.monotonic()
             task.outcome = EngineError(_("Cancelled."), "cancelled")
+        if self._child is not None and self._given_up:
+            self._child.cancel(self._given_up)
+
+    def stop(self) -> None:
+        """Kill the process and its children, and remove its folder; happens by itself when the engine is deleted
+        or Python ends. The next request starts another process."""
+        for task in self._tasks.values():
+            task.outcome = task.outcome or EngineError(_("Cancelled."), "cancelled")
         self._tasks.clear()
+        self._failed.clear()
+        self._given_up.clear()
+        child, self._child = self._child, None
         if child is not None:
             child.end()
 
-    def stop(self) -> None:
-        """End the process and remove its folder; happens by itself when the engine is deleted or Python ends."""
-        self.cancel()
+    def _holds_on(self) -> bool:
+        """Whether the process does not let go of what was cancelled."""
+        now = time.monotonic()
+        return any(now - since > LET_GO for since in self._given_up.values())
 
     # --- what the process says ----------------------------------------------------------------------------
 
@@ -174,6 +206,9 @@ class Engine:
         elif kind == "ready":
             child.ready = True
             log.info("The engine %s runs on Python %s.", event["version"], event["python"])
+        elif number in self._given_up:
+            if kind != "progress":
+                del self._given_up[number]
         elif number not in self._tasks:
             log.warning("The engine answered nobody: %s %s", kind, event.get("message", ""))
         elif kind == "progress":
@@ -182,13 +217,7 @@ class Engine:
         elif kind == "error":
             self._finish(number, EngineError(event["message"], event["kind"]))
         else:
-            try:
-                answer = {name: child.fetch(value) for name, value in event.items()}
-            except (OSError, ValueError) as error:
-                message = _("The engine's answer cannot be read ({why}); try again.").format(why=error)
-                self._finish(number, EngineError(message))
-            else:
-                self._finish(number, answer)
+            self._finish(number, event)
 
     def _finish(self, number: int, outcome: dict[str, Any] | EngineError) -> None:
         task = self._tasks.pop(number)
@@ -204,6 +233,9 @@ class Engine:
         child, self._child = self._child, None
         if child is None:
             return
+        if self._holds_on():
+            child.end()
+        self._given_up.clear()
         error = child.epitaph()
         unanswered = [number for number, task in self._tasks.items() if task.outcome is None]
         self._failed.extend((number, error) for number in unanswered)

@@ -59,36 +59,50 @@ class Face:
 
 
 class Head:
-    """One input volume node and the faces that were drawn for it, oldest first; `chosen` is in `refacedNode`."""
+    """One input volume node and the faces that were drawn for it, oldest first; `chosen` is in `refacedNode`.
+
+    inputNode: None where the original is no longer in the scene; then there is one face, the one in `refacedNode`.
+    upright: the rotation (3, 3) from RAS to the head's own axes, where it is known."""
 
     def __init__(self, inputNode: Any, refacedNode: Any = None) -> None:
         """refacedNode: the node to show faces in; by default one is made for the first face."""
         self.inputNode, self.refacedNode = inputNode, refacedNode
         self.faces: list[Face] = []
         self.chosen: Face | None = None
-        self._state, self._region_time = _state(inputNode), 0
+        self.upright: np.ndarray | None = None
+        self._state, self._region_time = state_of(inputNode) if inputNode else (), 0
 
     @classmethod
     def restored(cls, refacedNode: Any) -> Head | None:
-        """The head of a result that is in the scene already, with the one face that it shows; None where its
-        original or its face region is not there any more, or where the node is no result."""
-        inputNode = scene.original_of(refacedNode)
-        region = scene.face_region_of(refacedNode) if inputNode else None
-        if region is None or "seed" not in scene.report_of(refacedNode):
+        """The head of a result that is in the scene already, with the one face that it shows; None where its face
+        region is not there any more, its original is another scan now, or the node is no result."""
+        if not scene.is_result(refacedNode) or "seed" not in scene.report_of(refacedNode):
             return None
+        region = scene.face_region_of(refacedNode)
+        if region is None:
+            return None
+        inputNode = scene.original_of(refacedNode)
         head, array = cls(inputNode, refacedNode), scene.volume_of(refacedNode)[0]
-        if array.shape != scene.volume_of(inputNode)[0].shape:
+        if inputNode and array.shape != scene.volume_of(inputNode)[0].shape:
             return None
         report = {key: value for key, value in scene.report_of(refacedNode).items() if key != "qc"}
         qc = scene.read_qc(refacedNode)
         head.chosen = Face(refacedNode, report["seed"], report, region, array[region], qc)
         head.faces.append(head.chosen)
+        head.upright = scene.read_upright(refacedNode)
         head._region_time = _region_time(refacedNode)
         return head
 
+    def lose_original(self) -> None:
+        """The original leaves the scene: the face that is shown stays, the others would need its voxels."""
+        self.inputNode, self._state = None, ()
+        self.faces = [self.chosen] if self.chosen else []
+
     def changed(self) -> bool:
         """Whether the input is no longer what it was: gone from the scene, other voxels, or in another place."""
-        return not slicer.mrmlScene.IsNodePresent(self.inputNode) or _state(self.inputNode) != self._state
+        if self.inputNode is None:
+            return False
+        return not slicer.mrmlScene.IsNodePresent(self.inputNode) or state_of(self.inputNode) != self._state
 
     def add(self, refaced: np.ndarray, region: np.ndarray, report: dict[str, Any]) -> Face:
         """Keep one more face: the refaced scan and its face region, both (I, J, K)."""
@@ -105,19 +119,22 @@ class Head:
         array = face.refaced(scene.volume_of(self.inputNode)[0])
         self.refacedNode = scene.add_result(self.inputNode, array, report=face.report, node=self.refacedNode)
         scene.set_qc(self.refacedNode, face.qc)
-        if self.chosen is None or face.faceRegion is not self.chosen.faceRegion or self.region_edited():
+        scene.set_upright(self.refacedNode, self.upright)
+        gone = scene.region_node_of(self.refacedNode) is None
+        if gone or self.chosen is None or face.faceRegion is not self.chosen.faceRegion or self.region_edited():
             self._show_region(face.faceRegion)
         face.volumeNode, self.chosen = self.refacedNode, face
 
     def _show_region(self, region: np.ndarray) -> None:
         shown = self.refacedNode.GetNodeReference(scene.REGION)
         if shown:
-            slicer.mrmlScene.RemoveNode(shown)
+            scene.remove(slicer.mrmlScene, shown)
         scene.add_face_region(self.refacedNode, region)
         self._region_time = _region_time(self.refacedNode)
 
     def judge(self, qc: scene.QC) -> None:
         """Keep what the eye found of the face that is shown."""
+        assert self.chosen is not None
         self.chosen.qc = qc
         scene.set_qc(self.refacedNode, qc)
 
@@ -128,14 +145,14 @@ class Head:
 
 def _region_time(refacedNode: Any) -> int:
     """When the face region in the scene was changed last (VTK's count); 0 where there is none."""
-    node = refacedNode.GetNodeReference(scene.REGION)
-    if node is None or not node.GetSegmentation().GetNumberOfSegments():
+    node = scene.region_node_of(refacedNode)
+    if node is None:
         return 0
     image = node.GetBinaryLabelmapInternalRepresentation(node.GetSegmentation().GetNthSegmentID(0))
     return int(image.GetMTime())
 
 
-def _state(node: Any) -> tuple[Any, ...]:
+def state_of(node: Any) -> tuple[Any, ...]:
     """Equal for two moments at which a volume node held the same voxels at the same place."""
     image, matrix = node.GetImageData(), vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)

@@ -103,7 +103,7 @@ def _found(needed: dict[str, tuple[str, tuple[int, int]]]) -> dict[str, Any]:
     import re
     import sys
 
-    found = {"Python": list(sys.version_info[:2])}
+    found: dict[str, Any] = {"Python": list(sys.version_info[:2])}
     for name, (module, oldest) in needed.items():
         found[name] = importlib.util.find_spec(module) is not None
         try:

@@ -1,4 +1,6 @@
-"""The layout: two linked 3D views, original left, refaced right, above three slice views; and the way back.
+"""The layout: two linked 3D views, original left, refaced right, above two slice views likewise; and the way back.
+
+Two views in a row, not more: with the panel beside them they still fit a window 1366 pixels wide.
 
 The views are our own, so the user's keep their content, cameras and links: ours have a view group of their own.
 They are not saved with the scene. Like Slicer's own views they stay in it, empty, while another layout is shown:
@@ -14,6 +16,7 @@ import slicer
 from RefaceCGANLib.errors import InputError
 
 from .child import _
+from .scene import remove
 
 LAYOUT = GROUP = 23051  # no other layout's number, no other view group's
 MARK = "RefaceCGAN.shown"
@@ -21,11 +24,10 @@ MARK = "RefaceCGAN.shown"
 PREVIOUS = "RefaceCGAN.previousLayout"
 """Attribute of the layout node: the layout from before."""
 ORIGINAL_VIEW, REFACED_VIEW = "RefaceOriginal", "RefaceRefaced"
-SLICES = {
-    "RefaceAxial": ("Axial", "A", "#F34A33"),
-    "RefaceCoronal": ("Coronal", "C", "#6EB04B"),
-    "RefaceSagittal": ("Sagittal", "S", "#EDD54C"),
-}
+ORIGINAL_SLICE, REFACED_SLICE = "RefaceOriginalSlice", "RefaceRefacedSlice"
+SLICES = {ORIGINAL_SLICE: ("O", "#8F8F8F"), REFACED_SLICE: ("R", "#EDD54C")}
+"""By layout name: the label on the view's bar, and the bar's colour."""
+ORIENTATIONS = "Axial", "Coronal", "Sagittal"
 FONT_SIZE = 18
 BACKGROUND = (0.13, 0.14, 0.16), (0.36, 0.39, 0.44)  # bottom and top: skin stands out in a dark and a light theme
 
@@ -38,6 +40,11 @@ def register() -> None:
         node.AddLayoutDescription(LAYOUT, _description())
 
 
+def check_window() -> None:
+    """Raise InputError where Slicer has no window to show faces in."""
+    _layout_node()
+
+
 def activate() -> None:
     """Switch to the layout and set its views up. Raises InputError where there is no window."""
     register()
@@ -45,14 +52,14 @@ def activate() -> None:
     if node.GetViewArrangement() != LAYOUT:
         node.SetAttribute(PREVIOUS, str(node.GetViewArrangement()))
         slicer.app.layoutManager().setLayout(LAYOUT)
+    slicer.app.processEvents()  # new views get their size now; cameras and offsets set before would be lost
     for view in three_d_views():
         view.SetBoxVisible(False)
         view.SetAxisLabelsVisible(False)
         view.SetBackgroundColor(*BACKGROUND[0])
         view.SetBackgroundColor2(*BACKGROUND[1])
         view.SetRenderMode(view.Perspective)
-        view.SetOrientationMarkerType(view.OrientationMarkerTypeCube)
-        view.SetOrientationMarkerSize(view.OrientationMarkerSizeSmall)
+        view.SetOrientationMarkerType(view.OrientationMarkerTypeNone)  # a face says itself where its front is
         view.SetLinkedControl(True)
         _keep_out_of_files(view, camera_of(view))
         corner = _widget_of(view).cornerAnnotation()
@@ -60,6 +67,7 @@ def activate() -> None:
         corner.SetText(corner.UpperLeft, _labels()[view.GetLayoutName()])
     for logic in slice_logics():
         logic.GetSliceCompositeNode().SetLinkedControl(True)
+        logic.GetSliceCompositeNode().SetHotLinkedControl(True)  # also while a slice is still being moved
         _keep_out_of_files(
             *(logic.GetSliceNode(), logic.GetSliceCompositeNode(), logic.GetSliceDisplayNode()),
             *(logic.GetSliceModelNode(), logic.GetSliceModelTransformNode()),
@@ -98,9 +106,7 @@ def mark(*nodes: Any) -> None:
 
 def remove_marked(scene: Any) -> None:
     """Remove every marked node from the scene."""
-    for node in slicer.util.getNodesByClass("vtkMRMLNode", scene):
-        if node.GetAttribute(MARK):
-            scene.RemoveNode(node)
+    remove(scene, *(node for node in slicer.util.getNodesByClass("vtkMRMLNode", scene) if node.GetAttribute(MARK)))
 
 
 def _keep_out_of_files(*nodes: Any) -> None:
@@ -114,7 +120,7 @@ def three_d_views() -> tuple[Any, Any]:
 
 
 def slice_logics() -> list[Any]:
-    """The logics of the three slice views."""
+    """The logics of the two slice views: of the original, of the refaced scan."""
     return [slicer.app.applicationLogic().GetSliceLogic(_view(tag, "vtkMRMLSliceNode")) for tag in SLICES]
 
 
@@ -159,11 +165,11 @@ def _description() -> str:
 
     faces = [view("vtkMRMLViewNode", tag, viewlabel=text, viewgroup=GROUP) for tag, text in _labels().items()]
     slices = [
-        view("vtkMRMLSliceNode", tag, orientation=turn, viewlabel=text, viewcolor=colour, viewgroup=GROUP)
-        for tag, (turn, text, colour) in SLICES.items()
+        view("vtkMRMLSliceNode", tag, orientation="Axial", viewlabel=text, viewcolor=colour, viewgroup=GROUP)
+        for tag, (text, colour) in SLICES.items()
     ]
     rows = (
         f'<item splitSize="{size}"><layout type="horizontal">{"".join(row)}</layout></item>'
-        for size, row in ((600, faces), (400, slices))
+        for size, row in ((550, faces), (450, slices))
     )
     return f'<layout type="vertical" split="true">{"".join(rows)}</layout>'

@@ -9,6 +9,7 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
+from .contracts import RecognitionHost
 from .verdict import FACE_DISTANCE, Verdict, verdict_of
 
 DELAY_MS = 800
@@ -19,7 +20,7 @@ class Recognition:
     """Has the chosen face of the panel's head looked at; the answer goes into the report of the face it is about,
     so a late one is never shown as another face's."""
 
-    def __init__(self, panel: Any) -> None:
+    def __init__(self, panel: RecognitionHost) -> None:
         self.panel = panel
         self._models: dict[str, Any] | None = None  # see Session.recognise
         self._asked: Any = None  # the face that the engine is looking at
@@ -31,7 +32,7 @@ class Recognition:
 
     def refresh(self) -> None:
         """To be called after any change: what was measured with other models no longer counts."""
-        models, head = self.panel.advanced.face_models(), self.panel.session.head
+        models, head = self.panel.face_models(), self.panel.session.head
         if models and models != self._models:
             if self._models and head:
                 for face in head.faces:
@@ -56,21 +57,26 @@ class Recognition:
         verdict = verdict_of(report)
         if self._asked is face or self._is_due():
             line = _("Distance to the original face: being measured …")
-            verdict = replace(verdict, details=(*verdict.details, line))
+            verdict = replace(verdict, details=(*verdict.details[:-1], line))
+        elif self._failed[0] is face:
+            verdict = replace(verdict, details=verdict.details[:-1])  # why is said above
         return verdict
 
     def _is_due(self) -> bool:
         """Whether the chosen face is on screen and still to be looked at."""
         panel, head = self.panel, self.panel.session.head
         face = head.chosen if head else None
-        if not face or panel.run or not panel.see.faces or not panel.advanced.face_models():
+        if not face or not head or not head.inputNode or panel.run or not panel.is_shown():
+            return False
+        if not panel.face_models():
             return False
         measured = face.check(FACE_DISTANCE) or face.report["already_defaced"]  # which has no face to compare with
         return not measured and face not in (self._asked, self._failed[0])
 
     def _ask(self) -> None:
-        if self._is_due():
-            face = self._asked = self.panel.session.head.chosen
+        head = self.panel.session.head
+        if self._is_due() and head and head.chosen and self._models:
+            face = self._asked = head.chosen
             self.panel.session.recognise(
                 face,
                 self._models,

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from RefaceCGANLib import saving
 from RefaceCGANLib.errors import InputError
 from RefaceCGANLib.volume import Volume
 from vtk.util.numpy_support import vtk_to_numpy
 
-from . import saving
 from .child import _
 
 SCAN = "vtkMRMLScalarVolumeNode"
@@ -29,6 +29,8 @@ ORIGINAL, REGION = "RefaceCGAN.original", "RefaceCGAN.faceRegion"
 """Node references of a result: to its original, and to the segmentation of its face region."""
 SKIN_OF = "RefaceCGAN.skinOf"
 """Node reference of a skin model: to the volume whose face it shows."""
+NAMED, UPRIGHT = "RefaceCGAN.named", "RefaceCGAN.upright"
+"""Attributes of a result: the name that it was given, and the rotation from RAS to the head's own axes."""
 REPORT, QC_VERDICT = "RefaceCGAN.report", "RefaceCGAN.qc.verdict"
 QC_TICKS, QC_NOTE = "RefaceCGAN.qc.ticks", "RefaceCGAN.qc.note"
 EYE_CHECKS = ("eyes", "nose", "mouth", "ears", "no seam", "brain intact")
@@ -72,18 +74,57 @@ def volume_of(node: Any) -> tuple[np.ndarray, np.ndarray]:
     return _array(node), _world(node) @ _matrix(node)
 
 
+def is_result(node: Any) -> bool:
+    """Whether a node is a refaced or defaced scan of this module."""
+    return node is not None and node.GetAttribute(REPORT) is not None
+
+
+def is_refaced(node: Any) -> bool:
+    """Whether a node is a refaced scan of this module."""
+    return is_result(node) and "seed" in report_of(node)
+
+
+def results_of(node: Any) -> list[Any]:
+    """The results in the scene that were made of a scan."""
+    scans = slicer.util.getNodesByClass(SCAN, node.GetScene())
+    return [other for other in scans if is_result(other) and original_of(other) is node]
+
+
+def other_series(node: Any) -> tuple[list[Any], list[Any]]:
+    """The other scans in the scene that may show the same person as `node`: those of the same DICOM patient, or of
+    the same study where the hierarchy knows no patient; and all others. Results are left out."""
+    scans = [
+        other for other in slicer.util.getNodesByClass(SCAN, node.GetScene())
+        if other is not node and not is_result(other) and not other.GetHideFromEditors() and not _obstacle(other)
+    ]  # fmt: skip
+    person = _person_of(node)
+    same = [other for other in scans if person and _person_of(other) == person]
+    return same, [other for other in scans if other not in same]
+
+
+def _person_of(node: Any) -> int:
+    """The subject hierarchy's item of the DICOM patient, or else study, that a node belongs to; 0 for none."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
+    item, constants = hierarchy.GetItemByDataNode(node), slicer.vtkMRMLSubjectHierarchyConstants
+    for level in (constants.GetDICOMLevelPatient(), constants.GetDICOMLevelStudy()):
+        above = hierarchy.GetItemAncestorAtLevel(item, level) if item else 0
+        if above:
+            return int(above)
+    return 0
+
+
 def what_is_it(node: Any) -> Description:
     """Describe a node before it is refaced; never raises for a node that cannot be."""
     problem = _obstacle(node)
     if problem:
         return Description(problem=problem)
     array, affine = volume_of(node)
-    spacing = tuple(float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0))
+    i, j, k = (float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0))
     try:
         Volume.from_array(array, affine).check()
     except InputError as error:
         problem = str(error).replace("the volume", node.GetName(), 1)
-    return Description(array.shape, spacing, orientation(affine), problem, _note(node))
+    return Description(array.shape, (i, j, k), orientation(affine), problem, _note(node))
 
 
 def orientation(affine: np.ndarray) -> str:
@@ -176,8 +217,9 @@ def add_result(
     image.AllocateScalars(source.GetScalarType(), 1)
     vtk_to_numpy(image.GetPointData().GetScalars()).reshape(array.shape[::-1])[...] = array.T
     if node is None:
-        name = name or _("{name} refaced").format(name=input_node.GetName())
-        node = scene.AddNewNodeByClass(SCAN, _unique_name(scene, name))
+        name = _unique_name(scene, name or _("{name} refaced").format(name=input_node.GetName()))
+        node = scene.AddNewNodeByClass(SCAN, name)
+        node.SetAttribute(NAMED, name)
     with slicer.util.NodeModify(node):
         node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(_matrix(input_node)))
         node.SetAndObserveImageData(image)
@@ -197,7 +239,9 @@ def add_face_region(result_node: Any, region: np.ndarray) -> Any:
     the result, which refers to it. Slices show its outline, 3D views do not; Segment Editor can edit it."""
     scene, original = result_node.GetScene(), original_of(result_node)
     name = _("{name} face region").format(name=(original or result_node).GetName())
-    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", _unique_name(scene, name))
+    name = _unique_name(scene, name)
+    segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+    segmentation.SetAttribute(NAMED, name)
     segmentation.CreateDefaultDisplayNodes()
     segmentation.SetReferenceImageGeometryParameterFromVolumeNode(result_node)
     segmentation.SetAndObserveTransformNodeID(result_node.GetTransformNodeID())
@@ -219,11 +263,46 @@ def add_face_region(result_node: Any, region: np.ndarray) -> Any:
 
 def face_region_of(result_node: Any) -> np.ndarray | None:
     """The face region of a result as it stands in the scene now, edited or not: bool (I, J, K); None without."""
-    segmentation = result_node.GetNodeReference(REGION)
-    if segmentation is None or not segmentation.GetSegmentation().GetNumberOfSegments():
+    segmentation = region_node_of(result_node)
+    if segmentation is None:
         return None
     segment = segmentation.GetSegmentation().GetNthSegmentID(0)
     return slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, segment, result_node).T > 0
+
+
+def follow_name(result_node: Any) -> None:
+    """Name a result and its face region after its original again, which was renamed; names that somebody gave to
+    them stay."""
+    original, scene = original_of(result_node), result_node.GetScene()
+    names = _("{name} refaced"), _("{name} face region")
+    for node, name in zip((result_node, region_node_of(result_node)), names, strict=True):
+        wanted = name.format(name=original.GetName()) if original else ""
+        given = node.GetAttribute(NAMED) if node else None
+        if given is None or given != node.GetName() or not wanted or given.startswith(wanted):
+            continue
+        wanted = _unique_name(scene, wanted)
+        node.SetName(wanted)
+        node.SetAttribute(NAMED, wanted)
+
+
+def region_node_of(result_node: Any) -> Any:
+    """The segmentation node of a result's face region; None where it is not in the scene, or is empty."""
+    node = result_node.GetNodeReference(REGION)
+    return node if node is not None and node.GetSegmentation().GetNumberOfSegments() else None
+
+
+def remove(scene: Any, *nodes: Any) -> None:
+    """Remove nodes from the scene, each with its display and storage nodes, which go first: a displayable node
+    that has left the scene must not hear of its parts any more. Those that are not there are passed over."""
+    for node in nodes:
+        parts = []
+        if node.IsA("vtkMRMLDisplayableNode"):
+            parts += [node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())]
+        if node.IsA("vtkMRMLStorableNode"):
+            parts += [node.GetNthStorageNode(i) for i in range(node.GetNumberOfStorageNodes())]
+        for part in (*filter(None, parts), node):
+            if scene.IsNodePresent(part):
+                scene.RemoveNode(part)
 
 
 def _place_beside(node: Any, other: Any) -> None:
@@ -280,6 +359,18 @@ def set_report(result_node: Any, report: dict[str, Any]) -> None:
     result_node.SetAttribute(REPORT, json.dumps(report))
 
 
+def set_upright(result_node: Any, upright: np.ndarray | None) -> None:
+    """Keep how the head lies in the scan: the rotation (3, 3) from RAS to the head's own axes."""
+    if upright is not None:
+        result_node.SetAttribute(UPRIGHT, json.dumps(np.asarray(upright).tolist()))
+
+
+def read_upright(result_node: Any) -> np.ndarray | None:
+    """What `set_upright` kept, also after the scene was saved and loaded."""
+    text = result_node.GetAttribute(UPRIGHT)
+    return None if text is None else np.array(json.loads(text), dtype=float)
+
+
 def set_qc(result_node: Any, qc: QC) -> None:
     """Keep what the eye found in the result node's attributes."""
     verdict = None if qc.passed is None else ("pass" if qc.passed else "fail")
@@ -327,12 +418,7 @@ def remove_original(scene: Any, node: Any) -> list[str]:
     storage nodes; returns the names of what was removed. The result and the files on disk stay."""
     held = originals_in_scene(node)
     names = [each.GetName() for each in held]
-    for each in reversed(held):  # sequences first, else their browsers show the item anew
-        parts = [each.GetNthStorageNode(i) for i in range(each.GetNumberOfStorageNodes())]
-        if each.IsA("vtkMRMLDisplayableNode"):
-            parts += [each.GetNthDisplayNode(i) for i in range(each.GetNumberOfDisplayNodes())]
-        for part in (each, *filter(None, parts)):
-            scene.RemoveNode(part)
+    remove(scene, *reversed(held))  # sequences first, else their browsers show the item anew
     node.RemoveNodeReferenceIDs(ORIGINAL)
     return names
 
@@ -340,31 +426,46 @@ def remove_original(scene: Any, node: Any) -> list[str]:
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def write_result(
-    result_node: Any, path: str | os.PathLike[str], mask: bool = True, report: bool = True, picture: bool = True
-) -> saving.Written:
-    """Write the refaced scan alone, without the scene, and beside it what belongs to it (see `saving.write`).
-
-    The voxels are the node's, bit for bit, in the node's own geometry: a transform above it is not applied, as in
+def to_write(result_node: Any, mask: bool = True, report: bool = True) -> dict[str, Any]:
+    """What is written of a result, as the engine's command `save` takes it (RefaceCGANLib.worker): the voxels of
+    the refaced scan alone, bit for bit, in the node's own geometry: a transform above it is not applied, as in
     Slicer's own saving. The mask is the face region as it stands in the scene now.
 
-    Raises InputError where the node is no result or holds the original's voxels, where a file of another node of
-    the scene would be overwritten, and where something cannot be written.
-    """
+    Raises InputError where the node is no result or holds the original's voxels."""
     content, original, values = report_of(result_node), original_of(result_node), _array(result_node)
     if original is not None and np.array_equal(values, _array(original)):
         message = _("{name} still shows the original's face; reface it first.")
         raise InputError(message.format(name=result_node.GetName()))
-    affine = _matrix(result_node)
-    region = face_region_of(result_node) if mask else None
+    source = _source(original)
+    return {
+        "volume": values,
+        "affine": _matrix(result_node),
+        "face_region": face_region_of(result_node) if mask else None,
+        "report": content if report else {},
+        "source": None if source is None else str(source),
+        "protected": [str(path) for path in _files_of_others(result_node)],
+    }
+
+
+def write_result(
+    result_node: Any, path: str | os.PathLike[str], mask: bool = True, report: bool = True, picture: bool = True
+) -> saving.Written:
+    """Write the refaced scan alone, without the scene, and beside it what belongs to it (see `to_write` and
+    `saving.write`). It is done in Slicer's own Python, which needs nibabel for NIfTI; RefaceCGANLogic.saveResult
+    has the engine do it.
+
+    Raises InputError as `to_write` does, where a file of another node of the scene would be overwritten, and where
+    something cannot be written."""
+    content = to_write(result_node, mask, report)
+    region, affine, source = content["face_region"], content["affine"], content["source"]
     return saving.write(
         path,
-        Volume.from_array(values, affine),
+        Volume.from_array(content["volume"], affine),
         region=None if region is None else Volume.from_array(region, affine),
-        report=content if report else {},
-        source=_source(original),
+        report=content["report"],
+        source=None if source is None else Path(source),
         picture=picture,
-        protected=_files_of_others(result_node),
+        protected=[Path(other) for other in content["protected"]],
     )
 
 

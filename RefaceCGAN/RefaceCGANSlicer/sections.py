@@ -1,5 +1,5 @@
-"""The sections of the panel that open and close: See, Judge, Save and Advanced. Each fills its widgets, says
-why one of them cannot be used, and passes on what the user does."""
+"""The parts of the panel about one face: Judge, Save and Advanced. Each fills its widgets, says why one of them
+cannot be used, and passes on what the user does."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import ctk
 import qt
 import slicer
-from RefaceCGANLib.errors import RefaceError
 from slicer.i18n import tr as _
 
 from . import scene
+from .contracts import AdvancedHost, JudgeHost, SaveHost
 from .engine import SETTING
-from .verdict import AMBER, COLOURS, RED, Verdict, verdict_of
+from .verdict import AMBER, COLOURS, GREEN, RED, SYMBOLS, verdict_of
 from .widgets import allow, frame_style, on_path, sentence_of
 
 FOLDER, FORMAT, REMEMBERED = (f"RefaceCGAN/{key}" for key in ("SaveFolder", "SaveFormat", "Settings"))
@@ -32,7 +32,7 @@ class Judge:
     """What the eye finds, kept with the face and in the node's attributes, and the correction of the face
     region."""
 
-    def __init__(self, ui: Any, panel: Any) -> None:
+    def __init__(self, ui: Any, panel: JudgeHost) -> None:
         self.ui, self.panel, self._filling = ui, panel, False
         boxes = (ui.eyesCheck, ui.noseCheck, ui.mouthCheck, ui.earsCheck, ui.seamCheck, ui.brainCheck)
         self.ticks = dict(zip(scene.EYE_CHECKS, boxes, strict=True))
@@ -51,9 +51,12 @@ class Judge:
             allow(box, no_face, _("Tick if this is right: {what}.").format(what=name))
         allow(ui.noteEdit, no_face, _("Whatever should be remembered of this face."))
         allow(ui.judgementCombo, no_face, _("Your judgement; a face that failed cannot be saved."))
-        allow(ui.editRegionButton, no_face, _("Change the face region in Segment Editor, then come back."))
+        there = bool(head and head.refacedNode and scene.region_node_of(head.refacedNode))
+        gone = "" if there else _("The face region was removed from the scene; draw another face first.")
+        not_drawable = no_face or gone or self.panel.why_not_reface()
+        allow(ui.editRegionButton, not_drawable, _("Change the face region in Segment Editor, then come back."))
         unedited = "" if head and head.region_edited() else _("Edit the face region first.")
-        allow(ui.redrawButton, no_face or unedited, _("Draw a face within the face region as you edited it."))
+        allow(ui.redrawButton, not_drawable or unedited, _("Draw a face within the face region as you edited it."))
         if not head or not head.chosen:
             return
         self._filling, qc = True, head.chosen.qc
@@ -76,22 +79,31 @@ class Judge:
     def _edit(self) -> None:
         """Open Segment Editor with the face region; the way back is the module selector's."""
         head = self.panel.session.head
+        region = scene.region_node_of(head.refacedNode) if head else None
+        if not head or region is None:  # it has just gone
+            self.panel.refresh()
+            return
         slicer.util.selectModule("SegmentEditor")
         editor = slicer.modules.SegmentEditorWidget.editor
-        editor.setSegmentationNode(head.refacedNode.GetNodeReference(scene.REGION))
+        editor.setSegmentationNode(region)
         editor.setSourceVolumeNode(head.inputNode)
 
     def _redraw(self) -> None:
-        self.panel.another(scene.face_region_of(self.panel.session.head.refacedNode))
+        head = self.panel.session.head
+        if head:
+            self.panel.another(scene.face_region_of(head.refacedNode))
 
 
 class Save:
-    """Where the refaced scan goes and what goes with it, and the original's face that stays in the scene."""
+    """Where the refaced scan goes and what goes with it, and the original's face that stays in the scene. The
+    engine writes the files; what came of it is said beside the button."""
 
-    def __init__(self, ui: Any, panel: Any) -> None:
+    def __init__(self, ui: Any, panel: SaveHost) -> None:
         self.ui, self.panel = ui, panel
         self.held: list[str] = []
         """Names of the nodes that hold the original's face."""
+        self._writing: object | None = None  # what is being written
+        self._said: tuple[Any, str, str] = None, "", GREEN  # of which face, what, and in which colour
         ui.saveFolder.filters = ctk.ctkPathLineEdit.Dirs
         ui.saveFolder.currentPath = str(qt.QSettings().value(FOLDER, ""))
         for suffix in FORMATS:
@@ -118,10 +130,17 @@ class Save:
             (ui.pictureCheck, _("A picture of the refaced head alone, never of the original.")),
         ):
             allow(widget, no_face, tip)
-        allow(ui.saveButton, no_face or self._why_not(), _("Write the refaced scan alone, never the original."))
-        if no_face:
-            ui.savedLabel.setText("")
-        ui.savedLabel.setVisible(bool(ui.savedLabel.text))
+        writing = _("Wait until the files are written first.") if self._writing else ""
+        why_not = no_face or writing or self._why_not()
+        allow(ui.saveButton, why_not, _("Write the refaced scan alone, never the original."))
+        head = self.panel.session.head
+        face, text, level = self._said
+        text = text if head and head.chosen and head.chosen is face else ""
+        if self._writing:
+            text, level = _("… Writing the files"), GREEN
+        ui.savedLabel.setText(text)
+        ui.savedLabel.setStyleSheet("" if level == GREEN else f"color: {COLOURS[level]};")
+        ui.savedLabel.setVisible(bool(text))
         ui.sceneFrame.setVisible(bool(self.held) and not no_face)
         ui.sceneLabel.setText(
             _("A saved scene still holds the original's face: {names}.").format(names=", ".join(self.held))
@@ -131,12 +150,12 @@ class Save:
     def look_for_original(self) -> None:
         """Find out what in the scene holds the original's face (it compares voxels: not at each refresh)."""
         head = self.panel.session.head
-        there = head and head.refacedNode
-        self.held = [node.GetName() for node in scene.originals_in_scene(head.refacedNode)] if there else []
+        result = head.refacedNode if head else None
+        self.held = [node.GetName() for node in scene.originals_in_scene(result)] if result else []
 
     def _why_not(self) -> str:
-        ui, face = self.ui, self.panel.session.head.chosen
-        if face.qc.passed is False:
+        ui, head = self.ui, self.panel.session.head
+        if head and head.chosen and head.chosen.qc.passed is False:
             return _("You judged that this face failed; draw another one.")
         if not ui.saveFolder.currentPath.strip():
             return _("Choose a folder first.")
@@ -149,30 +168,52 @@ class Save:
         self.panel.refresh()
 
     def _save(self) -> None:
-        ui, settings = self.ui, qt.QSettings()
-        path = Path(ui.saveFolder.currentPath) / (ui.saveName.text.strip() + ui.saveFormat.currentText)
-        head = self.panel.session.head
+        ui, head = self.ui, self.panel.session.head
+        if not head or not head.chosen:
+            return
+        face, path = head.chosen, Path(ui.saveFolder.currentPath.strip()).expanduser()
+        path = path / (ui.saveName.text.strip() + ui.saveFormat.currentText)
         question = _("{path} exists. Replace it?").format(path=path)
         if path.exists() and not slicer.util.confirmOkCancelDisplay(question):
             return
-        verdict = verdict_of(head.chosen.report)
+        verdict = verdict_of(face.report)
         question = "\n".join((f"{verdict.headline}.", *verdict.details, _("Save it all the same?")))
         if verdict.level == RED and not slicer.util.confirmOkCancelDisplay(question):
             return
-        try:
-            written = scene.write_result(
-                head.refacedNode, path,
-                mask=ui.maskCheck.checked, report=ui.reportCheck.checked, picture=ui.pictureCheck.checked,
-            )  # fmt: skip
-        except (RefaceError, ImportError) as error:
-            self.panel.message = Verdict(RED, sentence_of(error), (_("Nothing was written."),))
-            ui.savedLabel.setText("")
-        else:
-            settings.setValue(FOLDER, ui.saveFolder.currentPath)
-            settings.setValue(FORMAT, ui.saveFormat.currentText)
-            names = [file.name for file in vars(written).values() if file]
-            ui.savedLabel.setText("✔ " + _("Saved: {names}").format(names=", ".join(names)))
+        self._writing, self._said = (token := object()), (None, "", GREEN)
+        told = {
+            "on_done": lambda answer: self._written(token, face, answer["files"]),
+            "on_error": lambda error: self._not_written(token, face, error),
+        }
+        self.panel.session.save(
+            head.refacedNode, str(path),
+            ui.maskCheck.checked, ui.reportCheck.checked, ui.pictureCheck.checked, **told,
+        )  # fmt: skip
         self.panel.refresh()
+
+    def _written(self, token: object, face: Any, names: list[str]) -> None:
+        if self._writing is token:
+            settings = qt.QSettings()
+            settings.setValue(FOLDER, self.ui.saveFolder.currentPath)
+            settings.setValue(FORMAT, self.ui.saveFormat.currentText)
+            text = f"{SYMBOLS[GREEN]} " + _("Saved: {names}").format(names=", ".join(names))
+            self._end(face, text, GREEN)
+
+    def _not_written(self, token: object, face: Any, error: Exception) -> None:
+        if self._writing is token:
+            text = _("{why} Nothing was written.").format(why=sentence_of(error))
+            self._end(face, f"{SYMBOLS[RED]} {text}", RED)
+
+    def _end(self, face: Any, text: str, level: str) -> None:
+        self._writing, self._said = None, (face, text, level)
+        self.panel.refresh()
+
+    def interrupt(self) -> None:
+        """The engine was ended: what it was writing is not there."""
+        if self._writing:
+            head = self.panel.session.head
+            text = _("The engine was ended. Nothing was written.")
+            self._writing, self._said = None, (head.chosen if head else None, f"{SYMBOLS[RED]} {text}", RED)
 
     def _remove_original(self) -> None:
         question = _("Remove the original from the scene? What is not saved of it is lost; files on disk stay.")
@@ -184,7 +225,7 @@ class Advanced:
     """How the engine works. What are files of this computer, the Python environment and the face models, is the
     application's; the rest belongs to the scene, and can be remembered for new ones."""
 
-    def __init__(self, ui: Any, panel: Any) -> None:
+    def __init__(self, ui: Any, panel: AdvancedHost) -> None:
         self.ui, self.panel, self._filling = ui, panel, True
         for edit, key in ((ui.pythonPath, SETTING), (ui.faceDetector, DETECTOR), (ui.faceRecogniser, RECOGNISER)):
             edit.filters = ctk.ctkPathLineEdit.Files

@@ -36,7 +36,8 @@ class Session:
         self._in_engine: tuple[Any, ...] | None = None  # which head and settings the engine holds
         self._seen: Head | None = None  # the head that was prepared last
         self._defaced: bool | None = None  # whether its face had been removed; None while that is not known
-        self._waiting = 0
+        self._polling = False
+        self._complete: str | None = None  # a Python that lacks nothing
         self._end_wait: Callable | None = None
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
@@ -46,7 +47,12 @@ class Session:
 
     def missing(self) -> list[str]:
         """What the engine's Python lacks; empty if it can run."""
-        return [] if self._engine and self._engine.running else install.missing(python_of())
+        python = python_of()
+        if (self._engine and self._engine.running) or python == self._complete:
+            return []
+        missing = install.missing(python)  # which takes half a second for a Python that is not Slicer's own
+        self._complete = None if missing else python
+        return missing
 
     def runs_in_slicer(self) -> bool:
         """Whether Slicer's own Python is to run the engine."""
@@ -68,17 +74,27 @@ class Session:
         self._load(settings, callbacks)
 
     def cancel(self) -> None:
-        """Kill the engine with whatever it does; the next request starts another."""
-        self._waiting, self._in_engine, self._seen = 0, None, None
-        self._timer.stop()
+        """Give up whatever is under way, but for files that are being written; the engine stays warm."""
+        if self._defaced is None:
+            self._seen = None  # it was still being looked at
         if self._engine:
             self._engine.cancel()
         if self._end_wait:
             self._end_wait(EngineError(_("Cancelled."), "cancelled"))
 
+    def empty(self) -> None:
+        """Forget the head, also in the engine, which stays warm."""
+        self.cancel()
+        self.forget()
+        self._seen = None
+        if self._engine and self._engine.running:
+            self._request("drop", {})
+
     def close(self) -> None:
         """End the engine for good, e.g. to start another Python."""
         self.cancel()
+        self._in_engine = self._seen = None
+        self._timer.stop()
         if self._engine:
             self._engine.stop()
         self._engine = None
@@ -115,7 +131,7 @@ class Session:
         except InputError:
             return
         seen, self._defaced = Head(node), None
-        self._seen = seen
+        self._seen, self._in_engine = seen, None
 
         def found(answer: dict[str, Any]) -> None:
             if self._seen is seen:
@@ -141,18 +157,36 @@ class Session:
         head = self.head
         if not head or head.inputNode is not node or head.changed() or output not in (None, head.refacedNode):
             head = Head(node, output)
-        self._reface(head, seed, settings, callbacks)
+
+        def drew(face: Face) -> None:
+            self.head = head
+            callbacks["on_done"](face)
+
+        self._reface(head, {"seed": seed}, settings, {**callbacks, "on_done": drew})
+
+    def series(self, node: Any, settings: dict[str, Any], person: dict[str, Any], **callbacks: Callable) -> None:
+        """Reface another series of a person and put the result into the scene beside it; `head` stays. person:
+        see `study.same_person`. on_done hears the Face."""
+        results = scene.results_of(node)
+        head = Head(node, results[-1] if results else None)
+
+        def drew(face: Face) -> None:
+            head.pick(face)
+            callbacks["on_done"](face)
+
+        self._reface(head, person, settings, {**callbacks, "on_done": drew}, keep=False)
 
     def another(
         self, seed: int, settings: dict[str, Any], region: np.ndarray | None = None, **callbacks: Callable
     ) -> None:
         """Draw one more face for the same head; region: bool (I, J, K), to draw it within, from here on."""
         head = self.head
+        assert head is not None
         warm = self._engine is not None and self._engine.running
         if warm and self._in_engine == _held(head, settings) and not head.changed():
             self._draw(head, seed, settings, region, callbacks)
         else:  # the engine was stopped in the meantime, or is to work differently
-            self._reface(head, seed, settings, callbacks, region)
+            self._reface(head, {"seed": seed}, settings, callbacks, region)
 
     def deface(self, node: Any, settings: dict[str, Any], **callbacks: Callable) -> None:
         """Empty the face region of a volume node; on_done hears the engine's answer (defaced, face_region,
@@ -185,12 +219,46 @@ class Session:
         arguments = {"original": original, "refaced": refaced, "affine": affine, **models, **files}
         self._request("recognise", {**callbacks, "on_done": recognised}, **arguments)
 
-    def pick(self, face: Face) -> None:
-        self.head.pick(face)
+    def skin(
+        self,
+        array: np.ndarray,
+        affine: np.ndarray,
+        threshold: float | None,
+        quick: bool,
+        picture: int,
+        upright: np.ndarray | None,
+        **callbacks: Callable,
+    ) -> int:
+        """Have the skin of a scan made: array (I, J, K), affine (4, 4) voxel to RAS+ mm; the rest and the answer
+        as of the engine's command `skin`. Returns a number for `give_up`."""
+        return self._request(
+            "skin", callbacks, volume=array, affine=affine, threshold=threshold, quick=quick, picture=picture,
+            upright=upright,
+        )  # fmt: skip
 
-    def restore(self, node: Any, refaced: Any) -> bool:
-        """Take up a result that came with a scene; whether it is one of `node`."""
-        self.head = Head.restored(refaced) if scene.original_of(refaced) is node else None
+    def give_up(self, number: int) -> None:
+        """Nobody waits for the answer to a request any more."""
+        if self._engine:
+            self._engine.cancel(number)
+
+    def save(self, node: Any, path: str, mask: bool, report: bool, picture: bool, **callbacks: Callable) -> None:
+        """Have a result written (see `scene.to_write`); on_done hears files, the names of what was written. It is
+        not given up by `cancel`."""
+        try:
+            content = scene.to_write(node, mask, report)
+        except InputError as error:
+            callbacks["on_error"](error)
+            return
+        path = os.path.abspath(os.path.expanduser(path))
+        self._request("save", callbacks, lasting=True, path=path, picture=picture, **content)
+
+    def pick(self, face: Face) -> None:
+        if self.head:
+            self.head.pick(face)
+
+    def restore(self, refaced: Any) -> bool:
+        """Take up a result that is in the scene; whether that can be done."""
+        self.head = Head.restored(refaced)
         return self.head is not None
 
     def forget(self) -> None:
@@ -203,13 +271,15 @@ class Session:
     def _reface(
         self,
         head: Head,
-        seed: int | None,
+        face: dict[str, Any],
         settings: dict[str, Any],
         callbacks: Callbacks,
         region: np.ndarray | None = None,
+        keep: bool = True,
     ) -> None:
         """The whole way: load what the settings ask for, find the anatomy, draw; then, with a region, draw
-        within it."""
+        within it. face: what decides the face, arguments of the command `reface`; keep: whether other faces for
+        the same head are drawn without another look at it."""
         try:
             array, affine = scene.volume_of(head.inputNode)
         except InputError as error:
@@ -226,21 +296,18 @@ class Session:
             callbacks["on_progress"](stage, share + (1 - share) * fraction)
 
         def drawn(answer: dict[str, Any]) -> None:
-            self._in_engine = _held(head, settings)
+            self._in_engine = _held(head, settings) if keep else None
             if region is None:
                 self._drew(head, answer, callbacks)
             else:
-                self._draw(head, seed, settings, region, callbacks)
+                self._draw(head, face["seed"], settings, region, callbacks)
 
         self._load(settings, {"on_progress": loading})
-        arguments = {"volume": array, "affine": affine, "seed": seed, "defaced": settings["defaced"]}
-        on_error = callbacks["on_error"]
         self._request(
             "reface",
-            {"on_progress": working, "on_done": drawn, "on_error": on_error},
-            dropout=settings["dropout"],
-            **arguments,
-        )
+            {"on_progress": working, "on_done": drawn, "on_error": callbacks["on_error"]},
+            volume=array, affine=affine, defaced=settings["defaced"], dropout=settings["dropout"], **face,
+        )  # fmt: skip
 
     def _draw(
         self,
@@ -250,8 +317,15 @@ class Session:
         region: np.ndarray | None,
         callbacks: Callbacks,
     ) -> None:
-        drew = {**callbacks, "on_done": lambda answer: self._drew(head, answer, callbacks)}
-        arguments = {} if region is None else {"face_region": region}
+        held, arguments = self._in_engine, dict[str, Any]()
+        if region is not None:
+            self._in_engine, arguments = None, {"face_region": region}  # until it is drawn: it may be cancelled
+
+        def drawn(answer: dict[str, Any]) -> None:
+            self._in_engine = held
+            self._drew(head, answer, callbacks)
+
+        drew = {**callbacks, "on_done": drawn}
         self._request("another", drew, seed=seed, dropout=settings["dropout"], **arguments)
 
     def _drew(self, head: Head, answer: dict[str, Any], callbacks: Callbacks) -> None:
@@ -262,31 +336,35 @@ class Session:
             )
             callbacks["on_error"](EngineError(sentence, "input"))
             return
-        face = head.add(answer["refaced"], answer["face_region"], answer["report"])
-        self.head = head
-        callbacks["on_done"](face)
+        if "upright" in answer:
+            head.upright = np.array(answer["upright"])
+        callbacks["on_done"](head.add(answer["refaced"], answer["face_region"], answer["report"]))
 
     def _load(self, settings: dict[str, Any], callbacks: Callbacks) -> None:
         """An error is told by whatever is asked for next, too."""
         self._request("load", callbacks, **{key: settings[key] for key in ("model", "device", "threads")})
 
-    def _request(self, command: str, callbacks: Callbacks, **arguments: Any) -> None:
+    def _request(self, command: str, callbacks: Callbacks, lasting: bool = False, **arguments: Any) -> int:
         self._engine = self._engine or Engine()
-        self._waiting += 1
-
-        def then(name: str) -> Callable:
-            def answered(outcome: Any) -> None:
-                self._waiting -= 1
-                callbacks.get(name, _nothing)(outcome)
-
-            return answered
-
-        self._engine.request(command, callbacks.get("on_progress"), then("on_done"), then("on_error"), **arguments)
+        listeners = {
+            "on_progress": callbacks.get("on_progress"),
+            "on_done": callbacks.get("on_done", _nothing),
+            "on_error": callbacks.get("on_error", _nothing),
+        }
+        number = self._engine.request(command, lasting=lasting, **listeners, **arguments)
         self._timer.start()
+        return number
 
     def _poll(self) -> None:
-        self._engine.poll()
-        if not self._waiting:
+        """Not while a callback lets the application work off its events: what comes meanwhile is heard later."""
+        if self._polling or not self._engine:
+            return
+        self._polling = True
+        try:
+            self._engine.poll()
+        finally:
+            self._polling = False
+        if self._engine and not self._engine.busy:
             self._timer.stop()
 
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import html
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from RefaceCGANLib.errors import RefaceError
 from slicer.i18n import tr as _
+
+from .engine import EngineError
 
 
 def allow(widget: Any, reason: str, tip: str) -> None:
     """Enable a widget unless there is a reason why not; its tool tip says the reason, or what the widget does."""
     widget.setEnabled(not reason)
-    widget.setToolTip(reason or tip)
+    widget.setToolTip(plain_tip(reason or tip))
+
+
+def plain_tip(text: str) -> str:
+    """A text for a tool tip. Slicer takes tool tips for HTML, so that what means something there must be
+    escaped."""
+    return f"<p>{html.escape(text, quote=False)}</p>" if set(text) & set("<>&") else text
 
 
 def on_path(edit: Any, changed: Callable[[str], None]) -> None:
@@ -39,11 +50,29 @@ def frame_style(name: str, colour: str) -> str:
 
 
 def sentence_of(error: Exception) -> str:
-    """What to tell of an error. Views and files need packages in Slicer's own Python, also if the engine's is
-    another."""
+    """What to tell of an error. Views need packages in Slicer's own Python, also if the engine's is another; what
+    nobody thought of is told as a bug."""
     if isinstance(error, ImportError):
         return _("{name} is missing in Slicer's own Python; install it there.").format(name=error.name)
-    return str(error)
+    if isinstance(error, (RefaceError, EngineError)):
+        return str(error)
+    message = _("This is a bug in RefaceCGAN ({kind}: {why}); please report it with the application's log.")
+    return message.format(kind=type(error).__name__, why=" ".join(str(error).split())[:200])
+
+
+def guarded(function: Callable, failed: Callable[[Exception], None]) -> Callable:
+    """`function` as a callback that never fails: what it raises, which the application would only print, goes to
+    the log and to `failed`, so that whatever waits for it comes to an end."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            if not isinstance(error, (RefaceError, EngineError)):
+                logging.exception("RefaceCGAN: %s failed", getattr(function, "__name__", function))
+            failed(error)
+
+    return call
 
 
 def input_text(description: Any, already_defaced: bool | None) -> str:
@@ -64,7 +93,7 @@ def input_text(description: Any, already_defaced: bool | None) -> str:
         face = _("Whole head or already defaced: Reface will tell.")
     else:
         face = _("Already defaced before.") if already_defaced else _("Whole head.")
-    return "\n".join(filter(None, (text, face, description.note)))
+    return "\n".join(filter(None, (f"{text}. {face}", description.note)))
 
 
 def device_text(device: str) -> str:
@@ -84,6 +113,7 @@ def stage_text(stage: str) -> str:
         "generate": _("Drawing the face"),
         "compose": _("Fitting the face into the scan"),
         "check": _("Checking the result"),
+        "show": _("Showing both faces"),
     }.get(stage, stage)
 
 

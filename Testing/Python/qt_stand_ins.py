@@ -4,9 +4,11 @@ What stands for what:
     qt                      PythonQt's Qt: Qt properties are attributes (`button.enabled = False`, `label.text`),
                             signals are connected by signature (`button.connect("clicked()", f)`), `.name` is the
                             object's name, and nothing but properties can be set. QSettings lives in memory.
+                            Tool tips come back as HTML, as the application's ctkToolTipTrapper leaves them.
     ctk                     ctkCollapsibleButton, ctkSliderWidget, ctkPathLineEdit: what the .ui uses of them
     slicer.qMRMLWidget      the root of a .ui
-    slicer.qMRMLNodeComboBox  a selector that follows the scene's nodes
+    slicer.qMRMLNodeComboBox  a selector that follows the scene's nodes; when the one it shows is about to be
+    removed it takes another one, and says so, while that node is still in the scene
     slicer.i18n             texts as they are, with a record of what was translated
     slicer.ScriptedLoadableModule  the four base classes of a scripted module
     slicer.parameterNodeWrapper  typed parameters kept in a vtkMRMLScriptedModuleNode, connected to widgets by
@@ -21,7 +23,9 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import html
 import os
+import re
 import sys
 import types
 import typing
@@ -48,6 +52,8 @@ class Dialect:
     def __getattribute__(self, name: str) -> Any:
         if name == "connect":  # PySide puts its own into each object
             return lambda signature, receiver: _connect(self, signature, receiver)
+        if name == "setToolTip" and isinstance(self, QtWidgets.QWidget):
+            return lambda text: super(Dialect, self).__getattribute__(name)(f"<p>{text}</p>" if text else "")
         return super().__getattribute__(name)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -55,6 +61,11 @@ class Dialect:
         if not known and not name.startswith("_"):
             raise AttributeError(f"{type(self).__name__} has no property {name}, and PythonQt lets none be added")
         super().__setattr__(name, value)
+
+
+def plain(tool_tip: str) -> str:
+    """What a tool tip says, without its markup."""
+    return html.unescape(re.sub(r"<[^<>]*>", "", tool_tip))
 
 
 errors: list[Exception] = []
@@ -297,7 +308,16 @@ class qMRMLNodeComboBox(qt.QWidget):  # type: ignore[name-defined,misc]
         self._scene = scene
         events = (slicer.vtkMRMLScene.NodeAddedEvent, slicer.vtkMRMLScene.NodeRemovedEvent)
         self._tags = [scene.AddObserver(event, lambda *_: self._fill()) for event in events] if scene else []
+        if scene:
+            self._tags.append(scene.AddObserver(scene.NodeAboutToBeRemovedEvent, self._leaving))
         self._fill()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _leaving(self, _scene: object, _event: str, node: slicer.vtkMRMLNode) -> None:
+        """The row goes before the node does; if it was the one shown, the next one is."""
+        row = self._combo.findData(node.GetID())
+        if row >= 0:
+            self._combo.removeItem(row)
 
     def _fill(self) -> None:
         current = self._shown
@@ -520,7 +540,12 @@ class ScriptedLoadableModuleWidget:
 
     def cleanup(self) -> None: ...
 
-    def onReload(self) -> None: ...
+    def onReload(self) -> None:
+        """Makes the widget anew, in the same place, and does not enter it."""
+        self.cleanup()
+        made = type(self)(self.parent)
+        setattr(slicer.modules, type(self).__name__, made)
+        made.setup()
 
 
 class ScriptedLoadableModuleLogic:
@@ -572,9 +597,6 @@ class Started:
         if signature == "startupCompleted()":
             self.at_startup.append(receiver)
 
-    def processEvents(self, *_: Any) -> None:
-        QtWidgets.QApplication.processEvents()
-
     def setOverrideCursor(self, _cursor: Any) -> None: ...
 
     def restoreOverrideCursor(self) -> None: ...
@@ -590,6 +612,12 @@ def complete(app: Any) -> None:
         *(n for n in vars(Started) if not n.startswith("_")),
     ):
         setattr(app, name, getattr(started, name))
+
+    def processEvents() -> None:
+        type(app).processEvents(app)
+        QtWidgets.QApplication.processEvents()
+
+    app.processEvents = processEvents
 
 
 class SampleDataLogic:

@@ -6,12 +6,14 @@ package slicer-core. What is stood in for, with no more than the product uses, b
 
 * `slicer.app` by `Application` (applicationLogic, layoutManager, processEvents);
 * `slicer.app.layoutManager()`, a qSlicerLayoutManager, by `LayoutManager`: it makes a view for each view node of
-  the layout and drops it some time after the node has left the scene (`processEvents`), as the Qt factories do;
+  the layout and drops it some time after the node has left the scene (`processEvents`), as the Qt factories do; a
+  new view gets its size when events are processed, and loses the camera or offset that was set before;
 * `threeDWidget(i)` and `threeDView()`, a qMRMLThreeDWidget and qMRMLThreeDView, both by `ThreeDView`; what the
   widget of a slice view does by `SliceView`;
 * `slicer.modules.<name>.logic()` by `Modules`: the real logics of cameras, segmentations, sequences, volumes and
   volumerendering;
-* the Qt plugins of the subject hierarchy, which give each new node its item, by `SubjectHierarchy`.
+* the Qt plugins of the subject hierarchy, which give each new node its item, by `SubjectHierarchy`; it keeps what
+  the application would complain of, and so does `complaints` with what VTK prints.
 
 So these tests prove neither PythonQt nor the Qt widgets; `RefaceCGANTest` does, inside Slicer.
 """
@@ -66,6 +68,12 @@ class View:
     def picture(self) -> np.ndarray:
         return pixels(self.window)
 
+    def resized(self) -> None:
+        """The view has its size now, and shows what a new view shows."""
+        camera = slicer.modules.cameras.logic().GetViewActiveCameraNode(self.node)
+        if camera:
+            camera.Reset(True)
+
     def close(self) -> None:
         self.group.SetMRMLDisplayableNode(None)
         self.group.SetRenderer(None)
@@ -102,7 +110,6 @@ class SliceView(View):
         self.logic.SetMRMLApplicationLogic(logic)
         self.logic.SetMRMLScene(node.GetScene())
         self.logic.SetSliceNode(node)
-        self.logic.ResizeSliceNode(*SLICE_SIZE)
         factory = slicer.vtkMRMLSliceViewDisplayableManagerFactory.GetInstance()
         factory.SetMRMLApplicationLogic(logic)
         super().__init__(node, factory, SLICE, SLICE_SIZE)
@@ -114,6 +121,10 @@ class SliceView(View):
         actor.GetProperty().SetDisplayLocationToBackground()
         self.actor = actor
         self.renderer.AddViewProp(actor)
+
+    def resized(self) -> None:
+        self.logic.ResizeSliceNode(*SLICE_SIZE)
+        self.logic.SetSliceOffset(0)
 
     def picture(self) -> np.ndarray:
         self.actor.SetVisibility(self.logic.GetImageDataConnection() is not None)
@@ -132,6 +143,7 @@ class LayoutManager:
         self.scene, self.logic = scene, logic
         self.views: dict[str, ThreeDView | SliceView] = {}
         self.dropped: list[ThreeDView | SliceView] = []
+        self.fresh: list[ThreeDView | SliceView] = []
         self.slice_logics = vtk.vtkCollection()
         logic.SetSliceLogics(self.slice_logics)
         self.layout_logic = slicer.vtkMRMLLayoutLogic()
@@ -177,6 +189,9 @@ class LayoutManager:
             elif node.IsA("vtkMRMLSliceNode"):
                 view = self.views[node.GetID()] = SliceView(node, self.logic)
                 self.slice_logics.AddItem(view.logic)
+            else:
+                continue
+            self.fresh.append(self.views[node.GetID()])
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _removed(self, _scene: object, _event: str, node: Any) -> None:
@@ -192,6 +207,13 @@ class LayoutManager:
             view.close()
         self.dropped.clear()
 
+    def process_events(self) -> None:
+        self.drop()
+        for view in self.fresh:
+            if view in self.views.values():
+                view.resized()
+        self.fresh.clear()
+
     def close(self) -> None:
         for subject, tag in self.tags:
             subject.RemoveObserver(tag)
@@ -202,11 +224,29 @@ class LayoutManager:
 
 
 class SubjectHierarchy:
-    """Gives each new node an item, under that of the scene."""
+    """Gives each new node an item, under that of the scene. As in the application, a node that is to be removed
+    must be in the scene, and a node that was removed takes its display nodes along."""
 
     def __init__(self, scene: Any) -> None:
         self.scene, self.node = scene, slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
-        self.tag = scene.AddObserver(scene.NodeAddedEvent, self._added)
+        self.errors: list[str] = []
+        self.tags = [
+            scene.AddObserver(scene.NodeAddedEvent, self._added),
+            scene.AddObserver(scene.NodeAboutToBeRemovedEvent, self._leaving),
+            scene.AddObserver(scene.NodeRemovedEvent, self._removed),
+        ]
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _removed(self, _scene: object, _event: str, node: Any) -> None:
+        if node.IsA("vtkMRMLDisplayableNode") and not self.scene.IsClosing():
+            names = [node.GetNthDisplayNodeID(i) for i in range(node.GetNumberOfDisplayNodes())]
+            for display in filter(None, (self.scene.GetNodeByID(name) for name in names if name)):
+                self.scene.RemoveNode(display)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _leaving(self, _scene: object, _event: str, node: Any) -> None:
+        if node.GetScene() is None:
+            self.errors.append(f"Failed to access subject hierarchy node ({node.GetName()})")
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _added(self, _scene: object, _event: str, node: Any) -> None:
@@ -214,7 +254,23 @@ class SubjectHierarchy:
             self.node.CreateItem(self.node.GetSceneItemID(), node)
 
     def close(self) -> None:
-        self.scene.RemoveObserver(self.tag)
+        for tag in self.tags:
+            self.scene.RemoveObserver(tag)
+
+
+@contextmanager
+def complaints() -> Iterator[list[str]]:
+    """What VTK and the subject hierarchy complain of: the list is full at the end."""
+    lines: list[str] = []
+    window, before = vtk.vtkStringOutputWindow(), vtk.vtkOutputWindow.GetInstance()
+    vtk.vtkOutputWindow.SetInstance(window)
+    seen = len(slicer.hierarchy.errors)
+    try:
+        yield lines
+    finally:
+        vtk.vtkOutputWindow.SetInstance(before)
+        lines += [line for line in window.GetOutput().splitlines() if "SubjectHierarchy" in line]
+        lines += slicer.hierarchy.errors[seen:]
 
 
 class Modules:
@@ -259,7 +315,7 @@ class Application:
 
     def processEvents(self) -> None:
         if self.manager:
-            self.manager.drop()
+            self.manager.process_events()
 
     def close(self) -> None:
         if self.manager:
@@ -275,7 +331,8 @@ def slicer_with(window: bool = True) -> Iterator[Any]:
     kept = {name: getattr(slicer, name, None) for name in ("mrmlScene", "app", "modules")}
     application = Application(scene, window)
     hierarchy, modules = SubjectHierarchy(scene), Modules(scene, application.logic)
-    slicer.mrmlScene, slicer.app, slicer.modules = scene, application, modules
+    slicer.mrmlScene, slicer.app, slicer.modules, slicer.hierarchy = scene, application, modules, hierarchy
+    application.processEvents()
     try:
         yield scene
     finally:

@@ -20,18 +20,30 @@ from RefaceCGANSlicer import child, engine  # noqa: E402
 from RefaceCGANSlicer.engine import Engine, EngineError  # noqa: E402
 
 posix = pytest.mark.skipif(os.name == "nt", reason="asks the system for processes as POSIX does")
-STAND_IN = '''
-import json, os, shutil, subprocess, sys, time
+STAND_IN = """
+import json, os, queue, shutil, subprocess, sys, threading, time
 folder = sys.argv[1]
+lines, given_up = queue.SimpleQueue(), set()
 
 def say(**event):
     print(json.dumps(event), flush=True)
 
+def listen():
+    for line in sys.stdin:
+        request = json.loads(line)
+        given_up.update(request["ids"]) if request["command"] == "cancel" else lines.put(request)
+    lines.put(None)
+
 say(event="ready", version="0", python="3")
-for line in sys.stdin:
-    request = json.loads(line)
+threading.Thread(target=listen, daemon=True).start()
+while request := lines.get():
     number, command = request.pop("id"), request.pop("command")
-    if command == "echo":
+    if command == "work":
+        say(id=number, event="progress", stage="at it", fraction=0.1)
+        while number not in given_up:
+            time.sleep(0.01)
+        say(id=number, event="error", kind="cancelled", message="Cancelled.")
+    elif command == "echo":
         say(id=number, event="progress", stage="listen", fraction=0.5)
         say(id=number, event="done", **request)
     elif command == "refuse":
@@ -57,7 +69,7 @@ for line in sys.stdin:
         say(id=number, event="progress", stage=f"{os.getpid()} {grandchild.pid}", fraction=0.1)
         time.sleep(600)
 shutil.rmtree(folder, ignore_errors=True)
-'''
+"""
 
 
 @pytest.fixture
@@ -281,12 +293,59 @@ def test_an_answer_whose_file_is_lost_is_an_error(stand_in):
 
 
 @posix
-def test_cancel_kills_the_children_too_and_leaves_nothing(stand_in, tmp_path):
+def test_cancel_keeps_the_process_and_nothing_of_what_was_cancelled_is_heard(stand_in, tmp_path):
+    heard, progress = [], []
+    for command in ("work", "echo"):
+        stand_in.request(
+            command, on_progress=lambda *said: progress.append(said), on_done=heard.append, on_error=heard.append
+        )
+    poll_until(stand_in, lambda: progress)
+    process = stand_in._child.process.pid
+    stand_in.cancel()
+    assert stand_in.busy
+    poll_until(stand_in, lambda: not stand_in.busy)
+    assert heard == [] and len(progress) == 1
+    assert stand_in.wait(stand_in.request("echo", seed=5), 20)["seed"] == 5
+    assert stand_in._child.process.pid == process
+    (folder,) = private_folders(tmp_path)
+    assert [path.name for path in folder.iterdir()] == [child.LOCK]
+
+
+def test_one_request_can_be_cancelled_and_a_lasting_one_outlives_a_cancel_of_all(stand_in):
+    heard = []
+    number = stand_in.request("work", on_error=heard.append)
+    stand_in.request("echo", on_done=lambda answer: heard.append(answer["seed"]), seed=1)
+    stand_in.cancel(number)
+    poll_until(stand_in, lambda: heard)
+    stand_in.request("work", on_error=heard.append)
+    stand_in.request("echo", on_done=lambda answer: heard.append(answer["seed"]), lasting=True, seed=2)
+    stand_in.request("echo", on_done=lambda answer: heard.append(answer["seed"]), seed=3)
+    stand_in.cancel()
+    poll_until(stand_in, lambda: not stand_in.busy)
+    assert heard == [1, 2]
+
+
+@posix
+def test_a_process_that_does_not_let_go_is_killed_with_its_children(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "LET_GO", 0.2)
+    heard = []
+    _, pids = hanging(stand_in, on_done=heard.append, on_error=heard.append)
+    stand_in.cancel()
+    stand_in.request("echo", on_error=heard.append)  # behind what hangs
+    poll_until(stand_in, lambda: heard)
+    assert all(gone(pid) for pid in pids)
+    assert [error.kind for error in heard] == ["memory"]  # it was killed
+    assert private_folders(tmp_path) == []
+    assert stand_in.wait(stand_in.request("echo", seed=5), 20)["seed"] == 5
+
+
+@posix
+def test_stop_kills_the_children_too_and_leaves_nothing(stand_in, tmp_path):
     heard = []
     _, pids = hanging(stand_in, on_done=heard.append, on_error=heard.append)
     stand_in.request("echo", on_done=heard.append, on_error=heard.append, volume=np.zeros((9, 9, 9)))
     began = time.monotonic()
-    stand_in.cancel()
+    stand_in.stop()
     assert time.monotonic() - began < 1
     assert all(gone(pid) for pid in pids)
     assert private_folders(tmp_path) == []
@@ -357,29 +416,35 @@ def test_the_real_worker_ends_with_its_parent_and_leaves_nothing(tmp_path, end):
 
 
 @posix
-def test_the_real_worker_is_cancelled_killed_and_restarted(tmp_path, model_dir, head):
+def test_the_real_worker_is_cancelled_and_goes_on_warm_and_is_restarted_when_killed(tmp_path, model_dir, head):
     from RefaceCGANLib import Volume
 
     volume, made, stages = Volume.read(head), Engine(sys.executable, tmp_path), []
 
-    def reface(**callbacks):
+    def reface(until, **callbacks):
         stages.clear()
-        made.request("load", model=model_dir, device="cpu", threads=1)
+        tell = {"on_progress": lambda stage, _: stages.append(stage)}
+        made.request("load", model=model_dir, device="cpu", threads=1, **tell)
         made.request(
-            "reface", on_progress=lambda stage, _: stages.append(stage),
-            volume=volume.stored, affine=volume.affine, **callbacks,
+            "reface", **tell,
+            volume=volume.stored, affine=volume.affine, seed=7, **callbacks,
         )  # fmt: skip
-        poll_until(made, lambda: "anatomy" in stages, 60)
+        poll_until(made, lambda: until in stages, 60)
 
     try:
-        reface()
-        first, began = made._child.process.pid, time.monotonic()
-        made.cancel()
-        assert time.monotonic() - began < 1
-        assert gone(first)
-        assert private_folders(tmp_path) == []
         heard = []
-        reface(on_error=heard.append)
+        for until in ("load", "anatomy", "generate"):  # while torch is imported, and in the midst of two stages
+            reface(until, on_done=heard.append, on_error=heard.append)
+            process, began = made._child.process.pid, time.monotonic()
+            made.cancel()
+            assert time.monotonic() - began < 1
+            assert made.wait(made.request("drop"), 60) == {}
+            assert made._child.process.pid == process
+        (folder,) = private_folders(tmp_path)
+        assert [path.name for path in folder.iterdir()] == [child.LOCK] and heard == []
+        number = made.request("reface", volume=volume.stored, affine=volume.affine, seed=7)
+        assert (made.wait(number, 60)["refaced"] != volume.stored).any()
+        made.request("drop", on_error=heard.append)
         os.kill(made._child.process.pid, signal.SIGKILL)
         poll_until(made, lambda: heard)
         assert heard[0].kind == "memory"

@@ -58,10 +58,17 @@ class FakeEngine:
     def __init__(self) -> None:
         self.running, self.asked, self.pending = False, [], []
 
-    def request(self, command: str, on_progress: Any, on_done: Any, on_error: Any, **arguments: Any) -> None:
+    @property
+    def busy(self) -> bool:
+        return bool(self.pending)
+
+    def request(
+        self, command: str, on_progress: Any, on_done: Any, on_error: Any, lasting: bool = False, **arguments: Any
+    ) -> int:
         self.running = True
         self.asked.append((command, arguments))
         self.pending.append((command, arguments, on_progress, on_done, on_error))
+        return len(self.asked)
 
     def poll(self) -> None:
         for command, arguments, on_progress, on_done, on_error in self._taken():
@@ -81,6 +88,8 @@ class FakeEngine:
             return {"model": "default", "device": "cpu", "threads": 2}
         if command == "prepare":
             return {"already_defaced": True}
+        if command == "save":
+            return {"files": [Path(arguments["path"]).name]}
         if command == "recognise":
             changed = arguments["original"] != arguments["refaced"]
             distance, limit = round(float(changed.mean()), 3), arguments["limit"]
@@ -92,10 +101,11 @@ class FakeEngine:
         report = {"seed": arguments.get("seed") or 3, "already_defaced": False, "checks": [], "warnings": []}
         return {"refaced": array, "defaced": array, "face_region": region.astype(np.uint8), "report": report}
 
-    def cancel(self) -> None:
-        self.running, self.pending = False, []
+    def cancel(self, number: int | None = None) -> None:
+        self.pending = []
 
-    stop = cancel
+    def stop(self) -> None:
+        self.running, self.pending = False, []
 
 
 SHAPE = (24, 20, 22)
@@ -146,7 +156,7 @@ def test_the_whole_story_on_the_sample_head(
     assert [line for line in said if not line.endswith("passed")] == [
         "test_08_saved_scene: skipped, it needs the application's readers and writers"
     ]
-    assert len(said) == 15 and not caplog.records
+    assert len(said) == 16 and not caplog.records
 
 
 # --- what Slicer asks of a module -------------------------------------------------------------------------
@@ -201,10 +211,12 @@ def test_cleanup_ends_the_engine_and_lets_go_of_the_scene(widget: Any) -> None:
 
 
 def test_reload_takes_the_packages_anew(widget: Any) -> None:
+    before = {name: kept for name, kept in sys.modules.items() if name.startswith("RefaceCGAN")}
     with patch.dict(sys.modules):
         widget.onReload()
-        left = [name for name in sys.modules if name.split(".")[0] in ("RefaceCGANSlicer", "RefaceCGANLib")]
-    assert not left
+        left = [name for name, kept in before.items() if "." in name and sys.modules.get(name) is kept]
+    slicer.modules.RefaceCGANWidget.cleanup()
+    assert not left and "RefaceCGANSlicer.panel" in before
 
 
 def test_the_scene_is_closed_and_the_panel_begins_anew(widget: Any) -> None:
@@ -212,7 +224,37 @@ def test_the_scene_is_closed_and_the_panel_begins_anew(widget: Any) -> None:
     widget.proposeInput()
     slicer.mrmlScene.Clear(0)
     assert widget._parameters.inputVolume is None and widget.panel.session.head is None
-    assert widget.ui.refaceButton.toolTip == "Choose a head MRI first."
+    assert qt_stand_ins.plain(widget.ui.refaceButton.toolTip) == "Choose a head MRI first."
+
+
+def test_a_developers_reload_enters_the_new_panel(widget: Any) -> None:
+    with patch.dict(sys.modules):
+        widget.onReload()
+    made = slicer.modules.RefaceCGANWidget
+    try:
+        assert made is not widget and made.panel._entered
+    finally:
+        made.cleanup()
+
+
+def test_the_sample_head_is_loaded_once(widget: Any) -> None:
+    for _ in range(2):
+        widget.ui.sampleButton.click()
+    scans = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+    assert [node.GetName() for node in scans] == ["AverageHead"] and widget._parameters.inputVolume is scans[0]
+
+
+def test_the_layout_of_faces_is_known_before_the_module_is_opened() -> None:
+    from RefaceCGANSlicer import layout
+
+    with slicer_with():
+        qt_stand_ins.complete(slicer.app)
+        module.RefaceCGAN(SimpleNamespace())
+        node = slicer.app.layoutManager().layoutLogic().GetLayoutNode()
+        assert not node.IsLayoutDescription(layout.LAYOUT)
+        for registered in slicer.app.at_startup:
+            registered()
+        assert node.IsLayoutDescription(layout.LAYOUT)
 
 
 # --- scripts ----------------------------------------------------------------------------------------------
@@ -274,7 +316,12 @@ def test_a_head_is_prepared_once_and_anew_when_it_changed(logic: Any) -> None:
     prepare()
     assert len(heard) == 2
     session.cancel()
-    assert session.already_defaced(head) is None
+    assert session.already_defaced(head) is True  # what is known stays known
+    slicer.util.arrayFromVolumeModified(head)
+    session.prepare(head, settings, on_progress=print, on_done=heard.append)
+    session.cancel()  # before the answer
+    prepare()
+    assert len(heard) == 3
 
 
 def test_process_raises_one_sentence_and_adds_nothing(logic: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +354,18 @@ def test_the_distance_to_the_original_face_goes_into_the_report(logic: Any) -> N
     assert [check["passed"] for check in scene.report_of(result.volumeNode)["checks"]] == [True]
     other = logic.process(add_head("other"), seed=2)
     assert scene.report_of(other.volumeNode)["checks"] == []
+
+
+def test_the_engine_writes_the_files_of_a_script(logic: Any, tmp_path: Path) -> None:
+    """Slicer's own Python has no nibabel."""
+    result = logic.process(add_head(), seed=1)
+    (file,) = logic.saveResult(result, tmp_path / "head.nii.gz", picture=False)
+    command, asked = logic.session._engine.asked[-1]
+    assert command == "save" and file == tmp_path / "head.nii.gz" and asked["path"] == str(file)
+    assert np.array_equal(asked["volume"], slicer.util.arrayFromVolume(result.volumeNode).T)
+    assert np.array_equal(asked["face_region"], result.faceRegion) and not asked["picture"]
+    with pytest.raises(Exception, match="is no result"):
+        logic.saveResult(add_head("other"), tmp_path / "other.nii.gz")
 
 
 def test_the_threshold_is_the_paper_s() -> None:

@@ -459,7 +459,7 @@ def test_a_failure_leaves_nothing_behind(refaced: Any, tmp_path: Path, monkeypat
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("RefaceCGANSlicer.saving._write_sidecar", full)
+    monkeypatch.setattr("RefaceCGANLib.saving._write_sidecar", full)
     with pytest.raises(InputError, match="No space left on device"):
         write_result(refaced, tmp_path / "refaced.nii.gz", picture=False)
     assert not list(tmp_path.iterdir())

@@ -12,15 +12,22 @@ import numpy as np
 import pytest
 from RefaceCGANLib import Result
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.surface import LABEL_PIXELS, skin_threshold
+from RefaceCGANLib.surface import LABEL_PIXELS, coarse, skin_threshold
 from RefaceCGANLib.volume import Volume
-from slicer_offscreen import add_transform, add_volume, item_of, slicer, slicer_with, vtk
+from slicer_offscreen import add_transform, add_volume, complaints, item_of, slicer, slicer_with, vtk
 
 # isort: split
 from RefaceCGANSlicer import layout, views
-from RefaceCGANSlicer.scene import add_face_region, add_result, originals_in_scene, write_result
+from RefaceCGANSlicer.scene import (
+    add_face_region,
+    add_result,
+    originals_in_scene,
+    remove_original,
+    set_upright,
+    write_result,
+)
 
-SLICES = "RefaceAxial", "RefaceCoronal", "RefaceSagittal"
+SLICES = "RefaceOriginalSlice", "RefaceRefacedSlice"
 BOTH = "ViewRefaceOriginal", "ViewRefaceRefaced"
 TURNED = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
 
@@ -179,7 +186,7 @@ def test_to_turn_one_camera_turns_the_other_and_not_the_users(shown: Stage) -> N
 def test_left_is_left(stage: Stage, pair: Pair) -> None:
     """What grows on the patient's left cheek is on the right of the picture."""
     before = stage.picture(BOTH[1])
-    points = stage.faces._surfaces[0].points
+    points = stage.faces._skins[0].surface.points
     cheek = points[np.argmax(points[:, 1])] + (-35, -25, 0)
     voxels = np.indices(pair.refaced.shape).reshape(3, -1).T @ pair.affine[:3, :3].T + pair.affine[:3, 3]
     grown = pair.refaced.copy()
@@ -214,9 +221,7 @@ def test_the_threshold_is_the_originals_and_holds_for_both(stage: Stage, pair: P
     counts = [model.GetPolyData().GetNumberOfPoints() for model in stage.models]
     pictures = [stage.picture(name) for name in BOTH]
     faces.set_threshold(1.6 * faces.automatic)
-    assert all(
-        model.GetPolyData().GetNumberOfPoints() != n for model, n in zip(stage.models, counts, strict=True)
-    )
+    assert all(model.GetPolyData().GetNumberOfPoints() != n for model, n in zip(stage.models, counts, strict=True))
     assert all(unlike(stage.picture(name), picture) > 1 for name, picture in zip(BOTH, pictures, strict=True))
     with pytest.raises(InputError, match="nothing brighter than the threshold"):
         faces.set_threshold(1e6)
@@ -260,7 +265,7 @@ def test_another_face_changes_the_right_view_only(stage: Stage, pair: Pair) -> N
     assert stage.faces.refaced is other
     assert stage.model(other) is stage.faces._models[1]
     composites = [logic.GetSliceCompositeNode() for logic in layout.slice_logics()]
-    assert {node.GetForegroundVolumeID() for node in composites} == {other.GetID()}
+    assert [node.GetForegroundVolumeID() for node in composites] == [None, other.GetID()]
 
 
 def test_the_volumes_themselves_can_be_rendered(stage: Stage) -> None:
@@ -310,30 +315,70 @@ def test_skins_lie_where_a_transform_puts_the_scan(pair: Pair) -> None:
 # --- in slices --------------------------------------------------------------------------------------------
 
 
-def test_slices_fade_from_the_original_to_the_refaced_scan(shown: Stage) -> None:
+def test_the_left_slice_shows_the_original_and_the_right_one_fades_to_the_refaced_scan(shown: Stage) -> None:
     shown.faces.show_face_region(False)
-    pictures = {}
+    left = shown.picture(SLICES[0])
+    pictures = []
     for share in (0, 0.5, 1):
         shown.faces.set_fade(share)
-        pictures[share] = [shown.picture(name) for name in SLICES]
-    for first, middle, last in zip(*pictures.values(), strict=True):
-        assert first.max() > 100
-        assert unlike(first, last) > 0.5
-        assert unlike(middle, (first + last) / 2) < 1.5
+        pictures.append(shown.picture(SLICES[1]))
+        assert unlike(shown.picture(SLICES[0]), left) == 0
+    first, middle, last = pictures
+    assert first.max() > 100 and unlike(first, left) < 0.5
+    assert unlike(first, last) > 0.5
+    assert unlike(middle, (first + last) / 2) < 1.5
     shown.faces.show_face_region(True)
 
 
-def test_slices_are_linked_among_themselves(shown: Stage) -> None:
-    nodes = [logic.GetSliceCompositeNode() for logic in layout.slice_logics()]
-    assert all(node.GetLinkedControl() for node in nodes)
-    nodes[0].SetInteractionFlags(nodes[0].ForegroundOpacityFlag)
-    nodes[0].InteractingOn()
-    nodes[0].SetForegroundOpacity(0.25)
-    nodes[0].InteractingOff()
-    assert [node.GetForegroundOpacity() for node in nodes] == [0.25] * 3
+def test_the_two_slices_go_together_and_the_users_stay(shown: Stage) -> None:
+    left, right = (logic.GetSliceNode() for logic in layout.slice_logics())
     users = slicer.app.applicationLogic().GetSliceLogic(shown.scene.GetNodeByID("vtkMRMLSliceNodeRed"))
-    assert users.GetSliceCompositeNode().GetBackgroundVolumeID() is None
-    shown.faces.set_fade(1)
+    before = users.GetSliceOffset()
+    left.SetInteractionFlags(left.SliceToRASFlag)
+    left.InteractingOn()
+    left.SetSliceOffset(left.GetSliceOffset() + 7)
+    assert right.GetSliceOffset() == pytest.approx(left.GetSliceOffset())  # while it is moved
+    left.InteractingOff()
+    assert right.GetSliceOffset() == pytest.approx(left.GetSliceOffset())
+    assert users.GetSliceOffset() == before and users.GetSliceCompositeNode().GetBackgroundVolumeID() is None
+    shown.faces.go_to("nose")
+
+
+def test_the_slices_go_through_the_nose_when_the_faces_are_first_shown(shown: Stage) -> None:
+    """New views get their size late, and lose what was set before."""
+    points = shown.faces._skins[0].surface.points
+    right, front, _up = points[np.argmax(points[:, 1])]
+    for logic in layout.slice_logics():
+        assert logic.GetSliceNode().GetOrientation() == "Sagittal"
+        assert logic.GetSliceNode().GetSliceToRAS().GetElement(0, 3) == pytest.approx(right, abs=4)
+    assert front > 0 and unlike(shown.picture(SLICES[0]), shown.picture(SLICES[1])) > 0.5
+    assert shown.camera(BOTH[0]).GetViewAngle() == pytest.approx(14)
+
+
+@pytest.mark.parametrize(
+    ("place", "orientation"),
+    [("left eye", "Axial"), ("mouth", "Axial"), ("right ear", "Coronal"), ("upper border", "Sagittal")],
+)
+def test_slices_step_through_the_places_of_a_face_close_enough_to_see_voxels(
+    shown: Stage, place: str, orientation: str
+) -> None:
+    shown.faces.go_to(place, 80)
+    for logic in layout.slice_logics():
+        node = logic.GetSliceNode()
+        assert node.GetOrientation() == orientation and min(node.GetFieldOfView()[:2]) == pytest.approx(80)
+        matrix = slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS())
+        assert np.allclose(matrix[:3, 3], shown.faces._found()[place].point, atol=1e-3)
+    shown.faces.go_to("nose")
+    with pytest.raises(InputError, match=r"^There is no place 'navel'; choose from left eye"):
+        shown.faces.go_to("navel")
+
+
+def test_places_lie_where_they_belong(shown: Stage) -> None:
+    at = {name: np.array(place.point) for name, place in shown.faces._found().items()}
+    for part in ("eye", "ear"):
+        assert at[f"left {part}"][0] < at["nose"][0] - 20 < at["nose"][0] + 20 < at[f"right {part}"][0]
+    assert at["left ear"][1] < at["left eye"][1] - 30 < at["nose"][1]
+    assert at["mouth"][2] < at["nose"][2] < at["left eye"][2] < at["upper border"][2]
 
 
 def test_the_face_region_is_outlined_in_every_slice(shown: Stage) -> None:
@@ -341,6 +386,53 @@ def test_the_face_region_is_outlined_in_every_slice(shown: Stage) -> None:
     shown.faces.show_face_region(False)
     assert not any(yellow(shown.picture(name)) for name in SLICES)
     shown.faces.show_face_region(True)
+
+
+# --- a head that lies askew, and what goes wrong ----------------------------------------------------------
+
+
+def test_the_front_is_the_heads_own_however_it_lies_in_the_scanner(pair: Pair, shown: Stage) -> None:
+    """A head turned by 40 degrees looks into the camera, as the one that lies straight does."""
+    shown.faces.look("frontal")
+    straight = [shown.picture(name) for name in BOTH]
+    angle = np.radians(40)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    askew = Pair(pair.original, pair.refaced, pair.region, turn @ pair.affine)
+    with slicer_with() as scene:
+        original = add_volume(askew.original, askew.affine, "Head")
+        refaced = add_result(original, askew.refaced, report={"seed": 7})
+        set_upright(refaced, turn[:3, :3].T)
+        add_face_region(refaced, askew.region)
+        again = Stage(scene, original, refaced, set(), views.show_faces(original, refaced))
+        for name, picture in zip(BOTH, straight, strict=True):
+            assert unlike(again.picture(name), picture) < 2
+        assert unlike(again.faces.thumbnail(64), shown.faces.thumbnail(64)) < 3
+        places = {name: turn[:3, :3].T @ place.point for name, place in again.faces._found().items()}
+        for name, place in shown.faces._found().items():
+            assert np.linalg.norm(places[name] - place.point) < 6, name
+
+
+def test_no_cube_is_dark_on_dark(shown: Stage) -> None:
+    for view in layout.three_d_views():
+        assert view.GetOrientationMarkerType() == view.OrientationMarkerTypeNone
+
+
+def test_faces_know_when_something_of_them_was_taken_away(stage: Stage) -> None:
+    assert stage.faces.is_whole()
+    stage.scene.RemoveNode(stage.model(stage.refaced))
+    assert not stage.faces.is_whole()
+    views.remove()
+
+
+def test_faces_come_and_go_without_a_complaint_of_the_subject_hierarchy(pair: Pair) -> None:
+    with slicer_with() as scene, complaints() as lines:
+        stage = stage_of(scene, pair)
+        stage.faces.set_rendering("volume")
+        views.show_faces(stage.original, stage.refaced)
+        views.remove()
+        remove_original(scene, stage.refaced)
+    assert lines == []
 
 
 # --- and back ---------------------------------------------------------------------------------------------
@@ -355,7 +447,7 @@ def test_restore_goes_back_and_the_faces_can_come_again(stage: Stage) -> None:
     assert stage.manager.layout == slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
     views.show_faces(stage.original, stage.refaced)
     assert layout.is_shown()
-    assert len(slicer.util.getNodesByClass("vtkMRMLModelNode", stage.scene)) == 2 + 6  # 6: of slice views
+    assert len(slicer.util.getNodesByClass("vtkMRMLModelNode", stage.scene)) == 2 + 5  # 5: of slice views
     views.restore_layout()
     assert stage.manager.layout == slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
 
@@ -480,10 +572,8 @@ def test_faces_of_what_is_no_head_are_not_shown(pair: Pair) -> None:
 def test_coarse_voxels_lie_where_the_fine_ones_did(shape: tuple[int, int, int]) -> None:
     affine = Volume.from_array(np.zeros((20, 20, 20)), np.diag([1.2, 0.8, 3, 1])).affine
     array = np.indices(shape)[1].astype(float)  # grows by one for each voxel along J
-    means, moved = views.coarse(array, affine)
+    means, moved = coarse(array, affine)
     assert means.shape == (shape[0] // 2, shape[1] // 3, shape[2])
     assert np.allclose(moved[:3, :3], np.diag([2.4, 2.4, 3]))
     place = np.linalg.solve(affine, moved @ [0, 4, 0, 1])  # a coarse voxel's middle, in fine voxels
     assert means[0, 4, 0] == pytest.approx(place[1])
-
-

@@ -104,6 +104,24 @@ def test_load_says_what_the_engine_runs_on(worker, model_dir):
     assert progress == []  # it is there already
 
 
+def test_a_request_that_is_given_up_ends_soon_and_the_head_stays(worker, original):
+    volume = worker.write(original.stored)
+    worker.say("reface", volume=volume, affine=original.affine.tolist(), seed=8, defaced="no")
+    first = worker.asked
+    while worker.hear()["stage"] != "anatomy":
+        pass
+    worker.say("another", seed=9)  # waits behind
+    line = {"command": "cancel", "ids": [first, worker.asked]}
+    worker.process.stdin.write(json.dumps(line) + "\n")
+    worker.process.stdin.flush()
+    said = []
+    while len(said) < 2:
+        said += [event for event in [worker.hear()] if event["event"] != "progress"]
+    assert [(event["id"], event["kind"]) for event in said] == [(first, "cancelled"), (worker.asked, "cancelled")]
+    assert worker.ask("drop")[0]["event"] == "done"
+    assert not [file for file in worker.folder.iterdir() if file.suffix == ".npy"]
+
+
 def test_a_head_that_was_prepared_is_refaced_without_delay(worker, original):
     def ask(command: str, **arguments: object) -> tuple[dict, list[str]]:
         volume = worker.write(original.stored)
@@ -135,6 +153,64 @@ def test_reface_answers_volume_masks_and_report(original, refaced):
     assert (done["refaced"] != original.stored).any()
     assert (done["seed"], done["report"]["seed"]) == (7, 7)
     assert set(done["report"]["seconds"]) == {"anatomy", "deface", "normalise", "generate", "compose", "check"}
+
+
+def test_the_head_says_how_it_lies(refaced):
+    upright = np.array(refaced[0]["upright"])
+    assert np.allclose(upright @ upright.T, np.eye(3)) and np.linalg.det(upright) > 0
+    assert np.trace(upright) > 2.9  # the sample head lies straight
+
+
+def test_save_writes_the_scan_and_what_belongs_to_it(worker, original, refaced, tmp_path):
+    done, _ = refaced
+    path = tmp_path / "head.nii.gz"
+    answer, _ = worker.ask(
+        "save", path=str(path), volume=worker.write(done["refaced"]), affine=original.affine.tolist(),
+        face_region=worker.write(done["face_region"]), report=done["report"], picture=True,
+    )  # fmt: skip
+    names = ["head.nii.gz", "head_face-region.nii.gz", "head_report.json", "head.json", "head.png"]
+    assert answer["files"] == names and sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert np.array_equal(Volume.read(path).stored, done["refaced"])
+    assert json.loads((tmp_path / "head_report.json").read_text())["seed"] == 7
+    assert not [file for file in worker.folder.iterdir() if file.suffix == ".npy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "protected", "words"),
+    [("nowhere/head.nii.gz", [], "folder does not exist"), ("head.txt", [], "head.txt"),
+     ("scan.nii.gz", ["scan.nii.gz"], "scan.nii.gz")],
+)  # fmt: skip
+def test_save_says_in_one_sentence_what_cannot_be_written(worker, original, tmp_path, name, protected, words):
+    (tmp_path / "scan.nii.gz").write_bytes(b"the original")
+    answer, _ = worker.ask(
+        "save", path=str(tmp_path / name), volume=worker.write(original.stored), affine=original.affine.tolist(),
+        protected=[str(tmp_path / each) for each in protected],
+    )  # fmt: skip
+    assert (answer["event"], answer["kind"]) == ("error", "input") and words in answer["message"]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"the original"]
+    assert not [file for file in worker.folder.iterdir() if file.suffix == ".npy"]
+
+
+def test_the_skin_of_a_scan_is_made_quickly_or_finely(worker, original):
+    def skin(**arguments: object) -> dict:
+        volume = worker.write(original.stored)
+        done, _ = worker.ask("skin", volume=volume, affine=original.affine.tolist(), **arguments)
+        names = ("points", "triangles", "normals", "picture")
+        return {**done, **{name: worker.read(done[name]) for name in names if done.get(name)}}
+
+    quick = skin(quick=True, picture=64)
+    assert quick["points"].shape == quick["normals"].shape and quick["triangles"].max() < len(quick["points"])
+    assert quick["darkest"] < quick["threshold"] < quick["brightest"]
+    assert quick["picture"].shape == (64, 64, 3) and quick["picture"].std() > 10
+    fine = skin(threshold=quick["threshold"])
+    assert len(fine["points"]) > 2 * len(quick["points"]) and fine["picture"] is None
+    low, high = (array.min(axis=0) for array in (fine["points"], quick["points"]))
+    assert np.abs(low - high).max() < 4
+    around = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    turned = skin(threshold=quick["threshold"], quick=True, picture=64, upright=around.tolist())
+    assert np.abs(turned["picture"].astype(float) - quick["picture"]).mean() > 5  # another side of the head
+    error, _ = worker.ask("skin", volume=worker.write(np.zeros((20, 20, 20))), affine=original.affine.tolist())
+    assert (error["event"], error["kind"]) == ("error", "input") and "shows no head" in error["message"]
 
 
 def test_progress_names_the_stages_and_only_grows(refaced):

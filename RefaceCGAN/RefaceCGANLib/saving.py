@@ -1,4 +1,4 @@
-"""Files: a refaced scan and what belongs to it, written together or not at all. Needs no Slicer."""
+"""Files: a refaced scan and what belongs to it, written together or not at all."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.volume import SUFFIXES, Volume, check_output
 
-from .child import _
+from .errors import InputError
+from .volume import SUFFIXES, Volume, check_output
 
 PICTURE_VIEWS = "frontal", "three-quarter"
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A report without its result, for the functions of `report`."""
+
+    report: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def write(
         path,
         mask=beside(f"_face-region{suffix}", region is not None),
         report=beside("_report.json", bool(report)),
-        sidecar=beside(".json", bool(report) and "seed" in report),
+        sidecar=beside(".json", bool(report and "seed" in report)),
         picture=beside(".png", picture),
     )
     fields = _read_sidecar(written.sidecar) if written.sidecar else {}
@@ -69,11 +74,11 @@ def write(
         with tempfile.TemporaryDirectory(prefix=".refacecgan-", dir=path.parent) as folder:
             hidden = Path(folder)
             scan.write(hidden / path.name)
-            if written.mask:
+            if written.mask and region is not None:
                 region.write(hidden / written.mask.name)
-            if written.report:
+            if written.report and report:
                 _write_report(report, source, hidden / path.name, hidden / written.report.name)
-            if written.sidecar:
+            if written.sidecar and report:
                 _write_sidecar(report, fields, hidden / written.sidecar.name)
             if written.picture:
                 _draw(scan, hidden / written.picture.name)
@@ -82,16 +87,16 @@ def write(
     except InputError as error:
         raise InputError(str(error).replace(str(hidden), str(path.parent))) from error
     except OSError as error:
-        message = _("{path} cannot be written ({why}); choose another place.")
-        raise InputError(message.format(path=path, why=error.strerror or error)) from error
+        why = error.strerror or error
+        raise InputError(f"{path} cannot be written ({why}); choose another place.") from error
     return written
 
 
 def _write_report(report: dict[str, Any], source: Path | None, scan: Path, target: Path) -> None:
-    from RefaceCGANLib.report import file_sha256, report_of, write_json
+    from .report import file_sha256, report_of, write_json
 
     if source:
-        report = report_of(SimpleNamespace(report=report), source, scan)
+        report = report_of(Reported(report), source, scan)
     else:
         report = report | {"output": scan.name, "output_sha256": file_sha256(scan)}
     write_json(report, target)
@@ -106,19 +111,18 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
-        message = _("{path} is no BIDS sidecar; move it away or choose another name for the scan.")
-        raise InputError(message.format(path=path))
+        raise InputError(f"{path} is no BIDS sidecar; move it away or choose another name for the scan.")
     return content
 
 
 def _write_sidecar(report: dict[str, Any], fields: dict[str, Any], target: Path) -> None:
-    from RefaceCGANLib.report import bids_sidecar, write_json
+    from .report import bids_sidecar, write_json
 
-    write_json(fields | bids_sidecar(SimpleNamespace(report=report)), target)
+    write_json(fields | bids_sidecar(Reported(report)), target)
 
 
 def _draw(scan: Volume, target: Path) -> None:
-    from RefaceCGANLib.surface import render, skin_surface, write_png
+    from .surface import render, skin_surface, write_png
 
     pictures = render(skin_surface(scan.array, scan.affine), PICTURE_VIEWS)
     write_png(np.concatenate(pictures, axis=1), target)

@@ -1,0 +1,109 @@
+"""What the parts of the panel need of each other. Each part takes the others as one of these, so that it can be
+run against a small fake, and says no more than what it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from .faces import Face, Head
+from .verdict import Verdict
+
+
+class Session(Protocol):
+    """What the panel needs of session.Session. Callbacks come on the main thread, and none after cancel()."""
+
+    head: Head | None
+    """The head whose faces are shown, or None."""
+
+    def missing(self) -> list[str]: ...
+    def runs_in_slicer(self) -> bool: ...
+    def python_in_environment(self) -> str: ...
+    def models(self) -> list[Any]: ...
+    def close(self) -> None: ...
+    def empty(self) -> None: ...
+    def install(self) -> None: ...
+    def warm_up(self, settings: dict[str, Any], **callbacks: Callable) -> None: ...
+    def prepare(self, node: Any, settings: dict[str, Any], **callbacks: Callable) -> None: ...
+    def already_defaced(self, node: Any) -> bool | None: ...
+    def start(self, node: Any, seed: int, settings: dict[str, Any], **callbacks: Callable) -> None: ...
+    def another(self, seed: int, settings: dict[str, Any], region: Any = None, **callbacks: Callable) -> None: ...
+    def series(
+        self, node: Any, settings: dict[str, Any], person: dict[str, Any], **callbacks: Callable
+    ) -> None: ...
+    def cancel(self) -> None: ...
+    def recognise(self, face: Face, models: dict[str, Any], **callbacks: Callable) -> None: ...
+    def skin(
+        self,
+        array: np.ndarray,
+        affine: np.ndarray,
+        threshold: float | None,
+        quick: bool,
+        picture: int,
+        upright: np.ndarray | None,
+        **callbacks: Callable,
+    ) -> int: ...
+    def give_up(self, number: int) -> None: ...
+    def save(
+        self, node: Any, path: str, mask: bool, report: bool, picture: bool, **callbacks: Callable
+    ) -> None: ...
+    def restore(self, refaced: Any) -> bool: ...
+    def pick(self, face: Face) -> None: ...
+    def forget(self) -> None: ...
+
+
+class Host(Protocol):
+    """What every part needs of the panel."""
+
+    session: Session
+    parameters: Any
+    """The module's parameter node, or None while the scene is closed."""
+    run: Any
+    """The run under way, or None."""
+
+    def refresh(self) -> None: ...
+
+
+class JudgeHost(Host, Protocol):
+    """What the Judge section needs of the panel."""
+
+    def why_not_reface(self) -> str: ...
+    def another(self, region: np.ndarray | None = None) -> None: ...
+
+
+class SaveHost(Host, Protocol):
+    """What the Save part needs of the panel."""
+
+    def remove_original(self) -> None: ...
+
+
+class SeeHost(Host, Protocol):
+    """What the See section needs of the panel."""
+
+    def say(self, verdict: Verdict) -> None: ...
+
+
+class AdvancedHost(Host, Protocol):
+    """What the Advanced section needs of the panel."""
+
+    def python_chosen(self) -> None: ...
+
+
+class RecognitionHost(Host, Protocol):
+    """What the distance to the original's face needs of the panel."""
+
+    def is_shown(self) -> bool: ...
+    def face_models(self) -> dict[str, Any] | None: ...
+
+
+class Views(Protocol):
+    """What the See section calls: the module RefaceCGANSlicer.views."""
+
+    layout: Any
+
+    def show_faces(self, original_node: Any, refaced_node: Any, **options: Any) -> Any: ...
+    def skin_of(self, node: Any, threshold: float | None = None, quick: bool = False) -> Any: ...
+    def restore_layout(self) -> None: ...
+    def remove(self) -> None: ...
