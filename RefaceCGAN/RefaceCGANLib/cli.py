@@ -44,9 +44,9 @@ LOADED, DRAWN = 0.3, 0.9
 """How much of a call is done when the model is loaded, and when the faces are drawn."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
     """Run one command and return its exit status; `argv` is what follows the program's name (default: that
-    of the process, whose signals are then handled here).
+    of the process, whose signals are then handled here); `parser`: of another program with the same manners.
 
     0: done.  2: the call or the input is unusable.  3: the result failed a check.  130: cancelled, by SIGINT
     or SIGTERM. On all but 0 one sentence goes to stderr and no output exists; what was there before still is.
@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            args = _parser().parse_args(argv)
+            args = (parser or _parser()).parse_args(argv)
             _set_up_logging(args.run is _train)
-            if program and args.run in (_train, _evaluate):  # they have files to close and processes to end
+            if program and getattr(args, "interruptible", False):  # it has files to close and processes to end
                 _on_signals(signal.default_int_handler)
             lines, notes = args.run(args, outputs)
             if program:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             outputs.commit()
         for note in dict.fromkeys(notes):
             _complain(f"warning: {note}")
-        _say(lines)
+        say(lines)
         return 0
     except SystemExit as error:  # --help, --version
         return int(error.code or 0)
@@ -275,6 +275,12 @@ def _evaluate(args: argparse.Namespace, outputs: _Outputs) -> Said:
     return lines, outcome.warnings
 
 
+def _dataset(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    from .dataset.command import carry_out, settings_of
+
+    return carry_out(settings_of(args), args.progress, say)
+
+
 def _models(args: argparse.Namespace, outputs: _Outputs) -> Said:
     from . import models
 
@@ -468,7 +474,7 @@ def _complain(sentence: str) -> None:
         print(f"{wipe}refacecgan: {_one_line(sentence)}", file=sys.stderr, flush=True)
 
 
-def _say(lines: Sequence[str]) -> None:
+def say(lines: Sequence[str]) -> None:
     """Print to stdout; that nobody listens any more is no reason to fail."""
     try:
         for line in lines:
@@ -516,7 +522,7 @@ def _set_up_logging(training: bool) -> None:
 # --- the call ---------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says what is wrong with a call in one sentence instead of usage and error."""
 
     def error(self, message: str) -> NoReturn:
@@ -524,7 +530,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="refacecgan",
         description="Gives a head MRI a new, anonymous face and leaves the brain untouched.",
         epilog="Exit status: 0 done, 2 the call or the input is unusable, 3 the result failed a check, "
@@ -559,13 +565,13 @@ def _parser() -> argparse.ArgumentParser:
     reface.add_argument(
         "--force", action="store_true", help="write a result that failed a check too; the report says so"
     )
-    _add_engine(reface)
+    add_engine(reface)
     _add_defacing(reface)
 
     deface = command("deface", _deface, "empty the face region of a head")
     deface.add_argument("input", type=Path, metavar="INPUT", help=scan)
     deface.add_argument("output", type=Path, metavar="OUTPUT", help=written)
-    _add_engine(deface)
+    add_engine(deface)
     _add_defacing(deface)
 
     render = command("render", _render, "draw the skin of a head")
@@ -591,12 +597,14 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     demo.add_argument("--seed", type=_seed, default=3, metavar="N", help="draws another face (default: 3)")
     demo.set_defaults(candidates=1, dropout=None, defaced="no", force=False)
-    _add_engine(demo)
+    add_engine(demo)
 
     train = command("train", _train, "train a model on a folder of heads")
+    train.set_defaults(interruptible=True)
     train.add_argument("config", type=Path, metavar="CONFIG.toml", help="what to train, and on which heads")
 
     evaluate = command("evaluate", _evaluate, "compare tools that take the face out of scans")
+    evaluate.set_defaults(interruptible=True)
     evaluate.add_argument("config", type=Path, metavar="CONFIG.toml", help="which tools, on which scans")
     evaluate.add_argument(
         "--output", type=Path, metavar="FOLDER",
@@ -604,11 +612,22 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_progress(evaluate)
 
+    from .dataset.command import add_options
+
+    dataset = command("dataset", _dataset, "give everybody in a data set a new face, the same in every series")
+    dataset.add_argument(
+        "input", type=Path, metavar="INPUT", help="BIDS data set, or folder with NIfTI, NRRD, MGH or DICOM"
+    )
+    dataset.add_argument("output", type=Path, metavar="OUTPUT", help="new folder, or an earlier run's to go on")
+    dataset.set_defaults(interruptible=True)
+    add_options(dataset)
+    add_engine(dataset)
+
     command("models", _models, "list the models of this installation")
     return parser
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
+def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="default", metavar="ID|CARD", help="id or path of a model card")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
