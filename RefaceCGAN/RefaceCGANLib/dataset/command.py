@@ -96,13 +96,13 @@ def carry_out(
         lines.append(f"Wrote {settings.output / QC / PAGE}: the page to look at")
     notes = [ANONYMISER.format(tags=", ".join(done.identifying))] if done.identifying else []
     if done.withheld:
-        would = "would not be" if settings.dry else "are not"
-        lines += ["", f"Withheld: these {would} in the output"]
+        lines += ["", f"Withheld: {'would not be' if settings.dry else 'not'} in the output"]
         lines += [f"{row.path}: {row.reason}" for row in done.withheld]
         say([*lines, *notes])
         count = len(done.withheld)
-        files = "1 file may show a face" if count == 1 else f"{count} files may show a face"
-        raise CheckError(f"{files} and {would} in the output; the list above says why.")
+        files = "1 file that may show a face" if count == 1 else f"{count} files that may show a face"
+        verb = "would not be" if settings.dry else "is not" if count == 1 else "are not"
+        raise CheckError(f"{files} {verb} in the output; the list above says why.")
     return lines, notes
 
 
