@@ -144,10 +144,14 @@ def test_images_of_one_acquisition_are_known_by_their_names():
 @pytest.mark.parametrize(
     ("entry", "does"),
     [
-        ({"suffix": "T1w"}, True), ({"suffix": ["T2w", "T1w"], "session": "1"}, True), ({"acquisition": "hi"}, True),
-        ({"acquisition": None}, False), ({"ceagent": None}, True), ({"datatype": "func"}, False),
+        ({"suffix": "T1w"}, True),
+        ({"suffix": ["T2w", "T1w"], "session": "1"}, True),
+        ({"acquisition": "hi"}, True),
+        ({"acquisition": None}, False),
+        ({"ceagent": None}, True),
+        ({"datatype": "func"}, False),
     ],
-)  # fmt: skip
+)
 def test_a_bids_filter_chooses_scans(entry: dict, does: bool):
     one = Series("sub-1/ses-1/anat/x_T1w.nii.gz", "nifti", (), "1", "1", "T1w", (("acq", "hi"),))
     assert fits(one, entry) is does

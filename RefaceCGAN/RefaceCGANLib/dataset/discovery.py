@@ -176,7 +176,7 @@ def discover(root: Path, wanted: Wanted | None = None) -> Found:
         chosen = [one for one in series if any(fits(one, entry) for entry in wanted.filters)]
         rows += [Row(one.path, one.subject, one.session, "leave", reason) for one in series if one not in chosen]
         series = chosen
-    if not series:
+    if not series and not any(row.action == "withhold" for row in rows):
         narrowed = wanted.subjects or wanted.sessions or wanted.filters
         what = "no image of what was asked for" if narrowed else "no image"
         raise InputError(
