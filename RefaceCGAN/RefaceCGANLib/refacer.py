@@ -171,10 +171,7 @@ class Refacer:
         loaded = model if isinstance(model, Model) else Model.load(model)
         return cls(loaded, _device(device))
 
-    def prepare(
-        self, volume: Volume, defaced: str = "auto", progress: Progress | None = None,
-        anatomy: Anatomy | None = None,
-    ) -> Prepared:
+    def prepare(self, volume: Volume, defaced: str = "auto", progress: Progress | None = None) -> Prepared:
         """Anatomy, defacing and normalisation: everything that does not depend on the face to be drawn.
 
         defaced: "auto", "yes" or "no": has the face been removed already? Raises CheckError (no head, no brain,
@@ -185,7 +182,7 @@ class Refacer:
         with timer("anatomy", 0.05, 0.5):
             view = AslView.of(volume)
             values = np.ascontiguousarray(view.to_asl(volume.array))
-            anatomy = anatomy or locate(values, view, self.model.anatomy, self.model.template, defaced)
+            anatomy = locate(values, view, self.model.anatomy, self.model.template, defaced)
         with timer("deface", 0.5, 0.65):
             template = self.model.template
             small = resample_axes(values, view.spacing, SPACING)
