@@ -25,6 +25,8 @@ from . import __version__
 from .errors import CheckError, InputError, RefaceError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .refacer import Progress, Refacer
     from .surface import Surface
     from .volume import Volume
@@ -35,6 +37,8 @@ CANCELLED = 130
 SEEDS = 2**63
 """Seeds lie below this, and those drawn by chance below RANDOM_SEEDS, so that they are easily typed again."""
 RANDOM_SEEDS = 10**6
+KEY_BYTES = 2**20
+"""A key file is no larger than this."""
 SAMPLE_HEAD = "average_head.nii.gz"
 PICTURE, REPORT = (".png",), (".json",)
 VIEWS = ("frontal", "three-quarter")
@@ -110,7 +114,7 @@ def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = Fa
     """side_by_side: the picture shows the original too, for a head whose face is no secret."""
     from .volume import SUFFIXES, Volume
 
-    first = secrets.randbelow(RANDOM_SEEDS) if args.seed is None else args.seed
+    first = _first_seed(args)
     seeds = range(first, first + args.candidates)
     if seeds[-1] >= SEEDS:
         raise InputError(f"Seed {seeds[-1]} is too large; give one below 2**63.")
@@ -127,6 +131,7 @@ def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = Fa
     work = _Work(args.progress)
     with work.stage("read", 0.0):
         volume = Volume.read(args.input)
+        region = _given_region(args.face_region, volume)
     with work.stage("load", 0.05):
         refacer = _refacer(args, ("template", "anatomy", "generator"))
         from .report import report_of, write_json
@@ -139,7 +144,9 @@ def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = Fa
         begin, end = LOADED + index * share, LOADED + (index + 1) * share
         listener = work.part(begin, end)
         try:
-            result = scan = refacer.reface(scan, seed, args.dropout, args.defaced, listener, args.force)
+            result = scan = refacer.reface(
+                scan, seed, args.dropout, args.defaced, listener, args.force, face_region=region
+            )
         except CheckError as error:
             raise CheckError(f"Seed {seed}: {error}") if len(seeds) > 1 else error from None
         work.seconds |= result.report["seconds"]
@@ -167,6 +174,40 @@ def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = Fa
     return lines, notes
 
 
+def _first_seed(args: argparse.Namespace) -> int:
+    """The seed of the first face: the given one, that of the given identity, or one drawn by chance."""
+    if args.identity is None and args.key_file is None:
+        return secrets.randbelow(RANDOM_SEEDS) if args.seed is None else int(args.seed)
+    if args.identity is None:
+        raise InputError("--key-file is of no use without --identity; give both.")
+    if args.seed is not None:
+        raise InputError("Give --seed or --identity, not both.")
+    key = b""
+    if args.key_file is not None:
+        try:
+            with args.key_file.open("rb") as file:
+                key = file.read(KEY_BYTES + 1)
+        except OSError as error:
+            raise InputError(
+                f"{args.key_file} cannot be read ({error.strerror}); give a file with a key."
+            ) from error
+        if not 0 < len(key) <= KEY_BYTES:
+            raise InputError(f"{args.key_file} is empty or no key; give a file with some secret bytes.")
+    from .refacer import seed_of
+
+    return min(seed_of(args.identity, key), SEEDS - args.candidates)
+
+
+def _given_region(path: Path | None, volume: Volume) -> np.ndarray | None:
+    """The face region of a mask file: bool (I, J, K)."""
+    if path is None:
+        return None
+    from .defacing import given_region
+    from .volume import Volume as Class
+
+    return given_region(volume, Class.read(path))
+
+
 def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
     from .volume import SUFFIXES, Volume
 
@@ -182,12 +223,11 @@ def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
     with work.stage("load", 0.05):
         refacer = _refacer(args, ("template", "anatomy"))
         from .checks import check, enforce
-        from .refacer import empty_face
         from .report import report_of_defaced, write_json
     prepared = refacer.prepare(volume, args.defaced, work.part(LOADED, DRAWN))
     work.seconds |= prepared.seconds
     anatomy, region = prepared.anatomy, prepared.anatomy.face_region
-    defaced = empty_face(volume, anatomy)
+    defaced = prepared.defaced.scan
     checks = check(volume, defaced, anatomy, region, prepared.expected_ml)
     checks = [entry for entry in checks if entry.name != "face_tissue_ratio"]  # there is to be no face
     enforce(checks)
@@ -554,6 +594,19 @@ def _parser() -> argparse.ArgumentParser:
     reface.add_argument("output", type=Path, metavar="OUTPUT", help=written)
     reface.add_argument("--seed", type=_seed, metavar="N", help="draws a face again (default: a new one)")
     reface.add_argument(
+        "--identity", metavar="TEXT",
+        help="stands for the person, who gets the same new face in every scan; in place of a seed",
+    )  # fmt: skip
+    reface.add_argument(
+        "--key-file", type=Path, metavar="FILE",
+        help="a secret: without it nobody can tell which identity has which face",
+    )  # fmt: skip
+    reface.add_argument(
+        "--face-region", type=Path, metavar="MASK",
+        help="empty and generate what is above 0 in this file, on the scan's grid, in place of the region that is "
+        "found; what it holds is not looked at",
+    )  # fmt: skip
+    reface.add_argument(
         "--dropout", type=_dropout, metavar="P", help="strength of the noise, 0 to 1 (default: the model's)"
     )
     reface.add_argument(
@@ -596,7 +649,9 @@ def _parser() -> argparse.ArgumentParser:
         help="made where missing (default: demo-output)",
     )  # fmt: skip
     demo.add_argument("--seed", type=_seed, default=3, metavar="N", help="draws another face (default: 3)")
-    demo.set_defaults(candidates=1, dropout=None, defaced="no", force=False)
+    demo.set_defaults(
+        candidates=1, dropout=None, defaced="no", force=False, identity=None, key_file=None, face_region=None
+    )
     add_engine(demo)
 
     train = command("train", _train, "train a model on a folder of heads")

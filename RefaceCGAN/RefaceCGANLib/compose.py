@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .anatomy import SPACING, Anatomy
-from .grid import bounding_box, dilate, erode, finer, largest_part, mapped, sample_at, shift, smooth, solid
+from .anatomy import SPACING
+from .grid import bounding_box, dilate, erode, finer, largest_part, mapped, sample, sample_at, shift, smooth, solid
 from .intensity import IntensityScale
-from .template import CLEFT, SKIN_LEVEL, Meeting, Values, trilinear
+from .template import CLEFT, SKIN_LEVEL, Meeting, Template, Values, trilinear
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .defacing import Defaced
     from .refacer import WorkingScan
 
 AIR = 0.12
@@ -82,34 +83,37 @@ class Background:
     blur: float
 
     @classmethod
-    def measure(cls, values: np.ndarray, anatomy: Anatomy) -> Background:
-        """Read them off the scan outside the face region. values: native (A, S, L)."""
+    def measure(cls, defaced: Defaced, template: Template) -> Background:
+        """Read them off the kept voxels."""
         import torch
         from scipy.ndimage import distance_transform_edt
 
+        values = defaced.values
         step = tuple(slice(None, None, max(1, length // 96)) for length in values.shape)
-        some, region = values[step], anatomy.face_region[step]
+        some, region = values[step], defaced.face_region[step]
+        spacing = np.multiply(defaced.view.spacing, [span.step for span in step])
+        corner = np.diag([*(span.step for span in step), 1.0])
+        at = np.linalg.inv(template.affine) @ defaced.to_template @ corner
+        masks = torch.from_numpy(np.stack([template.head, template.brain > 0.5]).astype(np.float32))
+        head, brain = (sample(masks, at, some.shape) > 0.5).numpy()
         front = slice(int(np.argmax(region.any(axis=(1, 2)))), None)  # behind the face ghosts and clothes differ
-        quiet = some[front] < 0.5 * anatomy.skin
-        spacing = np.multiply(anatomy.view.spacing, [span.step for span in step])
+        quiet = ((some < 0.5 * defaced.skin) & ~(region & head))[front]
         away = np.digitize(distance_transform_edt(quiet, spacing), AIR_MM)
         quiet &= ~region[front]
-        air = [np.array([values.min()], dtype=np.float32)]
+        air = [np.array([values[~defaced.face_region].min()], dtype=np.float32)]
         for ring in range(len(AIR_MM) + 1):
             there = some[front][quiet & (away == ring)]
             air.append(there.astype(np.float32) if there.size >= AIR_SAMPLES else air[-1])
-        inside = [int(length // 2) for length in values.shape]
-        spot = (
-            np.argwhere(anatomy.brain_mask[:: max(1, values.shape[0] // 64)]).mean(axis=0)
-            if anatomy.brain_mask.any()
-            else inside
-        )
-        centre = [int(spot[0] * max(1, values.shape[0] // 64)), int(spot[1]), int(spot[2])]
-        reach = [max(8, int(25 / mm)) for mm in anatomy.view.spacing]
-        box = tuple(
-            slice(max(0, c - r), min(n, c + r)) for c, r, n in zip(centre, reach, values.shape, strict=True)
-        )
-        noise, blur = _noise(values[box], anatomy.brain_mask[box])
+        noise, blur = 0.0, 0.0
+        if brain.any():
+            centre = [
+                int(mean * span.step) for mean, span in zip(np.argwhere(brain).mean(axis=0), step, strict=True)
+            ]
+            reach = [max(8, int(25 / mm)) for mm in defaced.view.spacing]  # well within the brain
+            box = tuple(
+                slice(max(0, c - r), min(n, c + r)) for c, r, n in zip(centre, reach, values.shape, strict=True)
+            )
+            noise, blur = _noise(values[box], ~defaced.face_region[box])
         around = some[dilate(torch.from_numpy(region), AROUND).numpy() & ~region]
         return cls(air=tuple(air[1:]), around=around.astype(np.float32), noise=noise, blur=blur)
 
@@ -147,17 +151,15 @@ class KeptSkin:
         return cls(level=level, heights=meeting.from_kept(values, level), fall=meeting.fall(values))
 
 
-def defaced_readers(
-    values: np.ndarray, anatomy: Anatomy, scale: IntensityScale, to_native: np.ndarray
-) -> tuple[Values, Values]:
+def defaced_readers(defaced: Defaced, scale: IntensityScale, to_native: np.ndarray) -> tuple[Values, Values]:
     """What tells the intensity of the defaced scan, -1..1, and how much of it is emptied, 0..1, at points of the
-    working grid. values: native (A, S, L), real, of which the face region is not looked at.  to_native: (4, 4)."""
+    working grid. to_native: (4, 4)."""
 
     def at(image: np.ndarray, points: np.ndarray) -> np.ndarray:
         return trilinear(image[None], mapped(points, to_native))[0]
 
-    emptied = np.where(anatomy.face_region, np.float32(scale.low), values)
-    hidden = anatomy.face_region.astype(np.float32)
+    emptied = np.where(defaced.face_region, np.float32(scale.low), defaced.values)
+    hidden = defaced.face_region.astype(np.float32)
     return lambda points: scale.normalise(at(emptied, points)), lambda points: at(hidden, points)
 
 
@@ -173,15 +175,15 @@ class Composed:
 def compose(
     face: Tensor,
     working: WorkingScan,
-    anatomy: Anatomy,
+    defaced: Defaced,
     scale: IntensityScale,
     background: Background,
     rng: np.random.Generator,
 ) -> Composed:
     """Carry a generated face (A, S, L) on the working grid, -1..1, to the native grid."""
-    box = bounding_box(anatomy.face_region)
+    box = bounding_box(defaced.face_region)
     shape = tuple(span.stop - span.start for span in box)
-    inside = anatomy.face_region[box]
+    inside = defaced.face_region[box]
     to_working = np.linalg.inv(working.to_native) @ shift(*[span.start for span in box])
     at = mapped(np.argwhere(inside), to_working).astype(np.float32)
     painted = _Painted.of(face, working)
@@ -205,8 +207,8 @@ def compose(
     values = np.where(
         air, np.maximum(quiet, np.where(signal > 0.02 * (scale.high - scale.low), magnitude, 0)), magnitude
     )
-    air_mask = np.zeros(anatomy.face_region.shape, dtype=bool)
-    air_mask[anatomy.face_region] = air
+    air_mask = np.zeros(defaced.face_region.shape, dtype=bool)
+    air_mask[defaced.face_region] = air
     return Composed(values=values.astype(np.float32), air_mask=air_mask)
 
 

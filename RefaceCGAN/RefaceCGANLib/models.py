@@ -18,7 +18,6 @@ from .errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .likeness import Likeness
     from .networks import AnatomyNetwork, Generator
     from .template import Template
 
@@ -136,18 +135,6 @@ class Model:
             return Template.read(io.BytesIO(self._verified("template")))
         except (KeyError, ValueError):
             raise InputError(f"The template of model {self.id} is incomplete; install the model again.") from None
-
-    @cached_property
-    def likeness(self) -> Likeness:
-        """How faces of this template look alike; of their skin alone where the card names no file."""
-        from .likeness import Likeness
-
-        if "likeness" not in self.card["files"]:
-            return Likeness.plain(self.template.profiles[1:])
-        try:
-            return Likeness.read(io.BytesIO(self._verified("likeness")))
-        except (KeyError, ValueError):
-            raise InputError(f"The likeness of model {self.id} is incomplete; install the model again.") from None
 
     @property
     def generator_sha256(self) -> str:

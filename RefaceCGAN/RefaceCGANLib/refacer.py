@@ -10,8 +10,11 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import logging
+import secrets
 import time
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +31,8 @@ from . import __version__
 from .anatomy import SPACING, Anatomy, bfloat16, locate
 from .checks import Check, check, enforce
 from .compose import Background, KeptSkin, compose, defaced_readers, with_skin_of
-from .errors import InputError
+from .defacing import Defaced
+from .errors import CheckError, InputError
 from .grid import AslView, axes_matrix, dilate, erode, mapped, resample_axes, sample, solid
 from .intensity import RING_MM, IntensityScale
 from .models import DEFAULT, Model
@@ -41,13 +45,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LIKENESS = -0.45
-"""`Likeness` of a drawn face and the original's that is not exceeded."""
-DRAWS, FITS = 50, 6
-"""Faces drawn at most to find one that is not like the original, and of those made to fit the head."""
+SEEDS = 2**63
+"""Seeds lie below this, and those drawn by chance below RANDOM_SEEDS, so that they are easily typed again."""
+RANDOM_SEEDS = 10**6
 
 INNER = 2
-"""Working-grid voxels below the original skin from which on a voxel was surely within the head."""
+"""Working-grid voxels below the skin of the average head from which on a voxel is surely within a head."""
 
 AT_ONCE = 2
 """Candidates that are in work at a time."""
@@ -61,10 +64,9 @@ class WorkingScan:
     """One scan as the generator sees it, before any face is drawn.
 
     scan, region: (A, S, L) on the working grid: the defaced scan, -1..1, and the face region (bool).
-    inner: bool (A, S, L), what lay `INNER` voxels below the original skin.
-    meeting, kept: what the face has to meet, on the working and on the native grid; own: (K,) the code nearest to
-    the original's face, which the new one must not be like.  These and `inner` are None where there is no average
-    face to start from.
+    inner: bool (A, S, L), what lies `INNER` voxels below the skin, the kept one or that of the average face.
+    meeting, kept: what the face has to meet, on the working and on the native grid.  These and `inner` are None
+    where there is no average face to start from.
     to_native: (4, 4) working-grid index -> native ASL index."""
 
     scan: Tensor
@@ -72,7 +74,6 @@ class WorkingScan:
     inner: Tensor | None
     meeting: Meeting | None
     kept: KeptSkin | None
-    own: np.ndarray | None
     to_native: np.ndarray
 
 
@@ -80,16 +81,17 @@ class WorkingScan:
 class Prepared:
     """All that is the same for every face drawn on one scan.
 
-    fingerprint: of the scan's values; with the seed it decides the face, so that two people who are refaced with
-    the same seed do not get the same face."""
+    original: the scan with its face, for the checks and to be shown.  anatomy: as it was found, except that its
+    map to the template is that of `defaced`.  All that is drawn and painted is made of `defaced` and what follows
+    it, which know nothing of the emptied voxels."""
 
     original: Volume
     anatomy: Anatomy
+    defaced: Defaced
     scale: IntensityScale
     background: Background
     working: WorkingScan
     expected_ml: float
-    fingerprint: int
     seconds: dict[str, float]
 
 
@@ -129,30 +131,28 @@ class Result:
         """bool (I, J, K): the voxels of the face region that ended as air."""
         return self._native(self._air_mask)
 
-    @cached_property
+    @property
     def defaced(self) -> Volume:
         """The scan with the face region emptied."""
-        return empty_face(self.original, self.prepared.anatomy)
+        return self.prepared.defaced.scan
 
 
-def empty_face(original: Volume, anatomy: Anatomy) -> Volume:
-    """The scan with its face region set to the scan's lowest value; everything else bit-identical. A scan that
-    came without a face is returned as it is."""
-    if anatomy.already_defaced:
-        return original
-    stored = original.stored.copy()
-    lowest = original.stored.min() if original.slope > 0 else original.stored.max()
-    anatomy.view.to_asl(stored)[anatomy.face_region] = lowest
-    return original.with_stored(stored)
+def seed_of(identity: str, key: bytes = b"") -> int:
+    """The seed of a person, 0 to below 2**63: HMAC-SHA-256 of the identity (a text, Unicode NFC) under a key. Who
+    does not know a secret key cannot tell which identity a seed belongs to.
+
+    Raises InputError for an empty identity."""
+    if not identity.strip():
+        raise InputError("The identity is empty; give a text that stands for the person.")
+    text = unicodedata.normalize("NFC", identity).encode()
+    return int.from_bytes(hmac.digest(key, text, hashlib.sha256)[:8], "big") % SEEDS
 
 
 class Refacer:
-    """Refaces scans with one model on one device; keep it, as loading takes longer than refacing.
-
-    likest: how like the original's a face may be, -1 to 1 (`Likeness`); 1 for the first face that is drawn."""
+    """Refaces scans with one model on one device; keep it, as loading takes longer than refacing."""
 
     def __init__(self, model: Model, device: torch.device) -> None:
-        self.model, self.device, self.likest = model, device, LIKENESS
+        self.model, self.device = model, device
         self.warnings: list[str] = []
         self._generating = Lock()
 
@@ -171,36 +171,75 @@ class Refacer:
         loaded = model if isinstance(model, Model) else Model.load(model)
         return cls(loaded, _device(device))
 
-    def prepare(self, volume: Volume, defaced: str = "auto", progress: Progress | None = None) -> Prepared:
+    def prepare(
+        self,
+        volume: Volume,
+        defaced: str = "auto",
+        progress: Progress | None = None,
+        anatomy: Anatomy | None = None,
+        face_region: np.ndarray | None = None,
+    ) -> Prepared:
         """Anatomy, defacing and normalisation: everything that does not depend on the face to be drawn.
 
-        defaced: "auto", "yes" or "no": has the face been removed already? Raises CheckError (no head, no brain,
-        no face in view) and InputError."""
-        import torch
-
+        defaced: "auto", "yes" or "no": has the face been removed already?  anatomy: that of this scan where it is
+        known (`Prepared.anatomy` of a scan on the same grid, or carried over from another series of the same
+        head), and is not looked for.  face_region: bool (I, J, K), to be emptied in place of the one that is
+        found; what it holds is not looked at.
+        Raises CheckError (no head, no brain, no face in view), and InputError, also for a face region of another
+        shape, without a voxel, or with voxels of the brain."""
         timer = _Timer(progress)
         with timer("anatomy", 0.05, 0.5):
-            view = AslView.of(volume)
-            values = np.ascontiguousarray(view.to_asl(volume.array))
-            anatomy = locate(values, view, self.model.anatomy, self.model.template, defaced)
+            view, known = AslView.of(volume), anatomy is not None
+            if anatomy is None:
+                anatomy = self._located(volume, view, defaced, face_region)
+            elif anatomy.face_region.shape != view.to_asl(volume.stored).shape:
+                raise InputError("The anatomy is that of another scan: its masks have other voxels.")
         with timer("deface", 0.5, 0.65):
-            template = self.model.template
-            small = resample_axes(values, view.spacing, SPACING)
-            region_share = resample_axes(anatomy.face_region, view.spacing, SPACING)
-            region_small = region_share > 0.5
-            brain_small = torch.from_numpy(resample_axes(anatomy.brain_mask, view.spacing, SPACING) > 0.5)
-            ring = dilate(brain_small, round(RING_MM / SPACING)).numpy()
-            scale = IntensityScale.measure(small, ring, ~region_small)
-            background = Background.measure(values, anatomy)
+            emptied = Defaced.of(volume, anatomy, self.model.anatomy, self.model.template, aligned=known)
+        return self._prepared(volume, anatomy, emptied, timer)
+
+    def _located(self, volume: Volume, view: AslView, defaced: str, face_region: np.ndarray | None) -> Anatomy:
+        """Brain and face of a scan; with a given face region (I, J, K), of the scan without what that holds."""
+        network, template = self.model.anatomy, self.model.template
+        if face_region is None:
+            return locate(np.ascontiguousarray(view.to_asl(volume.array)), view, network, template, defaced)
+        if face_region.shape != volume.shape:
+            raise InputError("The face region has other voxels than the scan; give it on the scan's own grid.")
+        region = np.ascontiguousarray(view.to_asl(face_region)).astype(bool)
+        if not region.any() or region.all():
+            raise InputError("The face region is empty, or the whole scan; give the face and the air before it.")
+        kept = view.to_asl(volume.stored)[~region]
+        stored = volume.stored.copy()
+        view.to_asl(stored)[region] = kept.min() if volume.slope > 0 else kept.max()
+        values = np.ascontiguousarray(view.to_asl(volume.with_stored(stored).array))
+        try:
+            found = locate(values, view, network, template, "yes")
+        except CheckError as error:
+            raise InputError(f"What the face region leaves is no whole head. {error}") from error
+        if in_brain := np.count_nonzero(region & found.brain_mask):
+            raise InputError(f"The face region holds {in_brain} voxels of the brain; take them out of it.")
+        return replace(found, face_region=region, already_defaced=False)
+
+    def _prepared(self, volume: Volume, anatomy: Anatomy, emptied: Defaced, timer: _Timer) -> Prepared:
+        """What follows from a defaced scan."""
+        import torch
+
+        template = self.model.template
         with timer("normalise", 0.65, 0.7):
+            spacing = emptied.view.spacing
+            small = resample_axes(emptied.values, spacing, SPACING)
+            region_share = resample_axes(emptied.face_region, spacing, SPACING)
+            brain = emptied.of_average(template.brain > 0.5, template, (SPACING,) * 3)
+            ring = dilate(torch.from_numpy(brain), round(RING_MM / SPACING)).numpy()
+            scale = IntensityScale.measure(small, ring, region_share < 1e-3)
+            background = Background.measure(emptied, template)
             to_template = template.affine @ _first(self.model.card["working_grid"]["first_voxel"])
-            to_native = np.linalg.inv(anatomy.to_template) @ to_template
-            working = self._working_scan(values, small, region_share, anatomy, scale, to_native)
+            to_native = np.linalg.inv(emptied.to_template) @ to_template
+            working = self._working_scan(emptied, small, region_share, scale, to_native)
+        anatomy = replace(anatomy, to_template=emptied.to_template)
         return Prepared(
-            original=volume, anatomy=anatomy, scale=scale, background=background,
-            expected_ml=self._expected_ml(anatomy),
-            fingerprint=int.from_bytes(hashlib.sha256(values.data).digest()[:8], "big"),
-            working=working, seconds=timer.seconds,
+            original=volume, anatomy=anatomy, defaced=emptied, scale=scale, background=background,
+            expected_ml=self._expected_ml(anatomy), working=working, seconds=timer.seconds,
         )  # fmt: skip
 
     def with_region(self, prepared: Prepared, face_region: np.ndarray) -> Prepared:
@@ -229,14 +268,8 @@ class Refacer:
             warnings.append(f"{kept * voxel_ml:.1f} ml of the face were taken out by hand and keep the original.")
         anatomy = replace(found, face_region=region, warnings=tuple(warnings))
 
-        small = resample_axes(values, view.spacing, SPACING)
-        region_share = resample_axes(region, view.spacing, SPACING)
-        return replace(
-            prepared,
-            anatomy=anatomy,
-            working=self._working_scan(values, small, region_share, anatomy, prepared.scale, working.to_native),
-            expected_ml=self._expected_ml(anatomy),
-        )
+        emptied = Defaced.of(original, anatomy, self.model.anatomy, self.model.template, aligned=True)
+        return replace(self._prepared(original, anatomy, emptied, _Timer(None)), seconds=prepared.seconds)
 
     def _expected_ml(self, anatomy: Anatomy) -> float:
         """How much of the face region is tissue in the average head, told from every eighth voxel."""
@@ -249,63 +282,66 @@ class Refacer:
 
     def _working_scan(
         self,
-        values: np.ndarray,
+        emptied: Defaced,
         small: np.ndarray,
         region_share: np.ndarray,
-        anatomy: Anatomy,
         scale: IntensityScale,
         to_native: np.ndarray,
     ) -> WorkingScan:
-        """The scan as the generator sees it. values: real values of the scan, native.  small, region_share: the
-        same, and how much of a voxel is face region (0..1), on the 2 mm grid along the scan's axes."""
+        """The scan as the generator sees it. small, region_share: the defaced scan, real values, and how much of a
+        voxel is face region (0..1), on the 2 mm grid along the scan's axes."""
         import torch
 
         card = self.model.card
         shape = tuple(card["working_grid"]["shape"])
-        emptied = np.where(region_share > 0.5, scale.low, small)
-        to_small = np.linalg.inv(axes_matrix(anatomy.view.spacing, SPACING)) @ to_native
-        scans = [scale.normalise(emptied) + 1.0, scale.normalise(small) + 1.0, np.ones_like(small)]
-        defaced, original, seen = sample(torch.from_numpy(np.stack(scans)), to_small, shape)
+        small = np.where(region_share > 0.5, scale.low, small)
+        to_small = np.linalg.inv(axes_matrix(emptied.view.spacing, SPACING)) @ to_native
+        scans = torch.from_numpy(np.stack([scale.normalise(small) + 1.0, np.ones_like(small)]))
+        defaced, seen = sample(scans, to_small, shape)
         inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > 0.25
         scan = torch.where(inside, torch.full_like(defaced, -1.0), defaced - 1.0)
-        inner = meeting = own = kept = None
+        inner = meeting = kept = None
         if "prior" in card["condition"]:
             template = self._cropped_template
-            level = float(scale.normalise(np.array([anatomy.skin]))[0])
-            head = original > level + 1.0
-            if anatomy.already_defaced:  # what the head was like there, the average head tells
-                head |= inside & torch.from_numpy(template.head)
-            head = solid(head, CLEFT)
+            level = float(scale.normalise(np.array([emptied.skin]))[0])
+            # what the head was like in the face region, the average head tells
+            head = solid((scan > level) | (inside & torch.from_numpy(template.head)), CLEFT)
             inner = erode(head, INNER)
             in_view = seen.numpy() > 0.99
-            defaced_values, hidden = defaced_readers(values, anatomy, scale, to_native)
-            meeting = template.meeting(inside.numpy(), head.numpy(), in_view, defaced_values, hidden)
-            kept = KeptSkin.measure(defaced_values, level, meeting)
-            if not anatomy.already_defaced:
-                own = template.code_of(template.heights(original.numpy() - 1.0, in_view))
-        return WorkingScan(scan, inside, inner, meeting, kept, own, to_native)
+            values, hidden = defaced_readers(emptied, scale, to_native)
+            meeting = template.meeting(inside.numpy(), head.numpy(), in_view, values, hidden)
+            kept = KeptSkin.measure(values, level, meeting)
+        return WorkingScan(scan, inside, inner, meeting, kept, to_native)
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
         """The scan with its face region emptied, everything else bit-identical."""
-        return empty_face(volume, self.prepare(volume, defaced).anatomy)
+        return self.prepare(volume, defaced).defaced.scan
 
     def reface(
         self,
         scan: Volume | Result | Prepared,
-        seed: int = 0,
+        seed: int | None = None,
         dropout: float | None = None,
         defaced: str = "auto",
         progress: Progress | None = None,
         force: bool = False,
+        *,
+        identity: str | None = None,
+        key: bytes | None = None,
+        face_region: np.ndarray | None = None,
     ) -> Result:
         """Give a scan a new face. `scan`: a Volume, or an earlier Result (or Prepared) of the same head, for
         which anatomy and defacing are not done again.
 
-        seed: the same gives the same bytes on one device. dropout: probability of the noise in the bottleneck,
-        the card's by default. force: return a result that failed a check (the report says so) instead of raising.
+        seed: the same gives the same face on any scan, and the same bytes on the same scan and device; drawn by
+        chance by default. identity, key: in place of a seed, a text that stands for the person, and a secret, from
+        which the seed is derived (`seed_of`), so that one person gets one face in every scan. dropout: probability
+        of the noise in the bottleneck, the card's by default. face_region: as for `prepare`. force: return a
+        result that failed a check (the report says so) instead of raising.
         Raises CheckError and InputError."""
+        seed = _seed(seed, identity, key)
         if isinstance(scan, Volume):
-            prepared = self.prepare(scan, defaced, progress)
+            prepared = self.prepare(scan, defaced, progress, face_region=face_region)
             seconds = dict(prepared.seconds)
         else:
             prepared = scan.prepared if isinstance(scan, Result) else scan
@@ -319,14 +355,12 @@ class Refacer:
             face = self.draw(prepared, seed, probability)
         with timer("compose", 0.85, 0.95):
             composed = compose(
-                face, prepared.working, anatomy, prepared.scale, prepared.background,
-                np.random.default_rng([seed, prepared.fingerprint, 1]),
+                face, prepared.working, prepared.defaced, prepared.scale, prepared.background,
+                np.random.default_rng([seed, 1]),
             )  # fmt: skip
-            stored = original.stored.copy()
-            lowest, highest = original.stored.min(), original.stored.max()
-            anatomy.view.to_asl(stored)[anatomy.face_region] = original.to_stored(composed.values).clip(
-                lowest, highest
-            )
+            stored = prepared.defaced.scan.stored.copy()
+            painted = original.to_stored(composed.values).clip(*prepared.defaced.kept_range)
+            anatomy.view.to_asl(stored)[anatomy.face_region] = painted
             refaced = original.with_stored(stored)
         with timer("check", 0.95, 1.0):
             checks = check(original, refaced, anatomy, composed.air_mask, prepared.expected_ml)
@@ -411,31 +445,11 @@ class Refacer:
         raise InputError("The memory did not suffice to draw a face; close programs and try again.")
 
     def shape(self, prepared: Prepared, seed: int) -> np.ndarray:
-        """The code (K,) of the face that a seed draws on a head: the first that fits it and is not more like the
-        original's than `likest`, or the least alike of those that were made to fit."""
-        template, own, meeting = self._cropped_template, prepared.working.own, prepared.working.meeting
-        random = np.random.default_rng([seed, prepared.fingerprint])
-        spread = float(self.model.card["shape_spread"])
-
-        def draw() -> np.ndarray:
-            return random.standard_normal(template.modes_count) * spread
-
-        if meeting is None:
-            return draw()
-        if own is None:
-            return template.fitting(draw(), meeting)
-        alike = self.model.likeness.of
-        found, least = draw(), np.inf
-        for _ in range(FITS):
-            codes = (draw() for _ in range(DRAWS))
-            unlike = next((code for code in codes if alike(code, own) <= self.likest), found)
-            code = template.fitting(unlike, meeting)
-            likeness = alike(code, own)
-            if likeness < least:
-                found, least = code, likeness
-            if least <= self.likest:
-                break
-        return found
+        """The code (K,) of the face that a seed draws, the same for all heads, made to fit this one."""
+        template, meeting = self._cropped_template, prepared.working.meeting
+        random = np.random.default_rng(seed)
+        drawn = random.standard_normal(template.modes_count) * float(self.model.card["shape_spread"])
+        return drawn if meeting is None else template.fitting(drawn, meeting)
 
     @cached_property
     def _cropped_template(self) -> Template:
@@ -453,6 +467,17 @@ def _first(voxel: list[int]) -> np.ndarray:
     from .grid import shift
 
     return shift(*voxel)
+
+
+def _seed(seed: int | None, identity: str | None, key: bytes | None) -> int:
+    """The seed to draw with: the given one, a person's, or a random one."""
+    if identity is not None:
+        if seed is not None:
+            raise InputError("Give a seed or an identity, not both.")
+        return seed_of(identity, key or b"")
+    if key is not None:
+        raise InputError("A key is of no use without an identity; give both.")
+    return secrets.randbelow(RANDOM_SEEDS) if seed is None else seed
 
 
 def _value(checks: list[Check], name: str) -> float:

@@ -163,7 +163,7 @@ class Worker:
         Answers defaced, face_region and brain_mask (paths; masks are uint8) and a report with the checks.
         Raises CheckError and InputError."""
         from .checks import check, enforce
-        from .refacer import empty_face
+        from .defacing import empty_face
 
         refacer, progress = self._ready(progress)
         head = self._prepare(refacer, _part(progress, 0.0, 1 / PREPARED), volume, affine, defaced)

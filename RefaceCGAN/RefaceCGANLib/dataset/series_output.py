@@ -95,7 +95,7 @@ def _refaced(session: _Session, before: Volume, anatomy: Anatomy) -> tuple[Volum
 
 
 def _defaced(session: _Session, one: Series, before: Volume, anatomy: Anatomy) -> tuple[Volume, list[Check]]:
-    from ..refacer import empty_face
+    from ..defacing import empty_face
     from .session_work import checked
 
     after = empty_face(before, anatomy)
@@ -121,7 +121,8 @@ def _timeseries(
                 raise CheckError(f"Volume {at + 1} of {series.count}: {error}") from error
             series.stored[region, at] = after.stored[region]
     else:
-        lowest = series.stored.min() if series.slope > 0 else series.stored.max()
+        kept = series.stored[~region, :]
+        lowest = kept.min() if series.slope > 0 else kept.max()
         series.stored[region, :] = np.zeros((), series.stored.dtype) if one.phase else lowest
     outputs = _masks(session, one, session.volume(one), anatomy)
     outputs += _sidecar(session, one, FACE if row.action == "reface" else EMPTY)

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
@@ -286,8 +286,10 @@ class _Session:
         return result
 
     def anatomy_of(self, one: Series) -> Anatomy:
-        """The anatomy that the series shows by itself. Raises CheckError."""
+        """The anatomy that the series shows by itself, and where it lies in the template as the scan without its
+        face shows it (`defacing`): this map leads to what is painted. Raises CheckError."""
         from ..anatomy import locate
+        from ..defacing import Defaced
 
         if one.path not in self.own:
             volume = self.volume(one)
@@ -295,7 +297,9 @@ class _Session:
             values = np.ascontiguousarray(view.to_asl(volume.array))
             model = self.refacer.model
             try:
-                self.own[one.path] = locate(values, view, model.anatomy, model.template)
+                found = locate(values, view, model.anatomy, model.template)
+                emptied = Defaced.of(volume, found, model.anatomy, model.template)
+                self.own[one.path] = replace(found, to_template=emptied.to_template)
             except RefaceError as error:
                 self.own[one.path] = error
         result = self.own[one.path]

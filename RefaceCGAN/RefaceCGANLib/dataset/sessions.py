@@ -9,13 +9,15 @@ import os
 import secrets
 from pathlib import Path
 
+from ..cli import KEY_BYTES
 from ..errors import InputError
+from ..refacer import seed_of
 from ..report import write_json
 from .discovery import Found
 from .records import FOLDER
 from .session_work import Job, Options
 
-KEY_BYTES = 32
+NEW_KEY_BYTES = 32
 KEY_CHECK = "run.json"
 """In the output's own folder: tells whether a key is the one that was used, and not what it is."""
 
@@ -26,7 +28,7 @@ def jobs(found: Found, source: Path, output: Path, key: bytes, options: Options,
     return [
         Job(
             str(source), str(output), found.layout, subject, session,
-            seed=seed_of(subject, key), uid_key=hmac.new(key, b"DICOM UIDs", hashlib.sha256).digest(),
+            seed=seed_of(_text(subject), key), uid_key=hmac.new(key, b"DICOM UIDs", hashlib.sha256).digest(),
             series=tuple(one for one in found.series if (one.subject, one.session) == (subject, session)),
             also=tuple(one for one in found.also if (one.subject, one.session) == (subject, session)),
             options=options, dry=dry,
@@ -35,10 +37,9 @@ def jobs(found: Found, source: Path, output: Path, key: bytes, options: Options,
     ]  # fmt: skip
 
 
-def seed_of(identity: str, key: bytes) -> int:
-    """The seed of a person's new face."""
-    digest = hmac.new(key, identity.encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+def _text(name: str) -> str:
+    """A name that may hold bytes that are no text, as text."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def default_key_file(output: Path) -> Path:
@@ -69,7 +70,7 @@ def key_of(path: Path, output: Path, make: bool) -> bytes:
             "another face than before, or choose another output."
         )
     else:
-        key = secrets.token_bytes(KEY_BYTES)
+        key = secrets.token_hex(NEW_KEY_BYTES).encode("ascii")  # a file that may be printed and typed again
         if make:
             _write(path, key)
     mark = hmac.new(key, b"which key", hashlib.sha256).hexdigest()
@@ -85,18 +86,19 @@ def key_of(path: Path, output: Path, make: bool) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no readable key file; put the right one back.") from error
-    if len(key) < 16:
-        raise InputError(f"{path} is no key file or cut short; put the right one back.")
+        with path.open("rb") as file:
+            key = file.read(KEY_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); put the right key file there.") from error
+    if not 0 < len(key) <= KEY_BYTES:
+        raise InputError(f"{path} is empty or no key; put the right key file there.")
     return key
 
 
 def _write(path: Path, key: bytes) -> None:
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(key.hex() + "\n")
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(key)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

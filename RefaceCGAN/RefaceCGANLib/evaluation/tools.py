@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from ..refacer import Refacer, Result
 
 MEAN_SHAPE = 1e-6
-"""The spread of shapes that is as good as none; of none at all the refacer could not tell the likeness."""
+"""The spread of shapes that is as good as none; no face differs from the average."""
 BLUR_MM = 4.0
 """Standard deviation of the blur: eyes, nose and mouth are no more than hills."""
 ENGINE = (
-    *("anatomy", "checks", "compose", "grid", "intensity", "models", "networks", "refacer", "surface", "template"),
-    *("tiling", "volume"),
+    *("anatomy", "checks", "compose", "defacing", "grid", "intensity", "models", "networks", "refacer", "surface"),
+    *("template", "tiling", "volume"),
 )
 """The modules that make what our tools make: one of them changed, and it is made again."""
 GRID_TOLERANCE = 0.02

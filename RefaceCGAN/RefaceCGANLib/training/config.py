@@ -1,6 +1,6 @@
 """Training from a configuration: what `refacecgan train CONFIG.toml` does.
 
-`configs/` holds those of the default model, in the order they run (template, anatomy, default, likeness), and the
+`configs/` holds those of the default model, in the order they run (template, anatomy, default), and the
 paper's settings (paper). A key is described where it is read: in `KEYS` and in the comments of these files.
 """
 
@@ -10,7 +10,6 @@ import glob
 import json
 import logging
 import math
-import os
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -72,16 +71,6 @@ KEYS: dict[str, dict[str, Any]] = {
             "learning_rate": Key(float, 2e-3, 0),
             "filters": Key([int], [24, 40, 64, 96], 1),
         },
-    },
-    "likeness": COMMON
-    | {
-        "model": Key(str),  # a model card
-        "heads": Key([str]),  # scans
-        "detector": Key(str),  # ONNX files, as for an evaluation
-        "recogniser": Key(str),
-        "faces": Key(int, 8, 2),  # of each head
-        "seed": Key(int, 1, 0),
-        "workers": Key(int, 0, 0),  # processes; 0: one for each core
     },
     "generator": COMMON
     | NETWORKS
@@ -196,10 +185,9 @@ def _value(value: Any, key: Key, where: str) -> Any:
 def run(config: str | Path) -> None:
     """Train what the file `config` describes to the end, going on where an earlier run stopped.
 
-    In the configured folder: for a template what `build_template` writes; for the likeness likeness.npz, and what
-    was seen of each head; for a network checkpoint.pt, and at the end its weights, anatomy.pt or generator.pt
-    (float16); always training.json: all settings and the
-    names of the heads, with which the training can be repeated.
+    In the configured folder: for a template what `build_template` writes; for a network checkpoint.pt, and at the
+    end its weights, anatomy.pt or generator.pt (float16); always training.json: all settings and the names of the
+    heads, with which the training can be repeated.
 
     Raises InputError, one sentence that names the key, for a configuration that is no good (see `read`)."""
     settings = read(Path(config))
@@ -211,7 +199,6 @@ def run(config: str | Path) -> None:
         "template": _run_template,
         "anatomy": _run_anatomy,
         "generator": _run_generator,
-        "likeness": _run_likeness,
     }
     runs[settings["kind"]](settings)
 
@@ -319,19 +306,6 @@ def _run_anatomy(settings: dict[str, Any]) -> None:
     _record(settings, [head.name for head in heads])
     network = train(heads, _read_template(settings), settings["folder"], training)
     save_weights(network, settings["folder"] / "anatomy.pt")
-
-
-def _run_likeness(settings: dict[str, Any]) -> None:
-    from .likeness import Task, learn
-
-    scans = _files(settings, "heads", SUFFIXES)
-    _record(settings, map(_name, scans))
-    seen = settings["folder"] / "faces"
-    seen.mkdir(exist_ok=True)
-    seeds = range(settings["seed"], settings["seed"] + settings["faces"])
-    tools = settings["model"], settings["detector"], settings["recogniser"]
-    tasks = [Task(scan, tuple(seeds), *tools, seen / f"{_name(scan)}.npz") for scan in scans]
-    learn(tasks, settings["workers"] or os.cpu_count() or 1).write(settings["folder"] / "likeness.npz")
 
 
 def _run_generator(settings: dict[str, Any]) -> None:
