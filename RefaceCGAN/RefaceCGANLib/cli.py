@@ -123,7 +123,8 @@ def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = Fa
     def plan(path: Path | None, suffixes: Sequence[str]) -> list[Path]:
         return [outputs.plan(_numbered(path, n), suffixes, [args.input]) for n in numbers] if path else []
 
-    heads, reports = plan(args.output, SUFFIXES), plan(args.report, REPORT)
+    heads = [outputs.plan_scan(_numbered(args.output, n), args.input) for n in numbers]
+    reports = plan(args.report, REPORT)
     pictures = plan(args.render, PICTURE)
     if args.mask:
         outputs.plan(args.mask, SUFFIXES, [args.input])
@@ -151,7 +152,7 @@ def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = Fa
             raise CheckError(f"Seed {seed}: {error}") if len(seeds) > 1 else error from None
         work.seconds |= result.report["seconds"]
         with work.stage("write", end):
-            result.volume.write(outputs.hidden(heads[index]))
+            notes += _write_scan(args.input, outputs.hidden(heads[index]), volume, result.volume, seed)
         already = ", whose face had been removed before" if result.report["already_defaced"] else ""
         lines.append(f"Wrote {heads[index]}: the refaced head{already} (seed {seed})")
         if pictures:
@@ -211,7 +212,7 @@ def _given_region(path: Path | None, volume: Volume) -> np.ndarray | None:
 def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
     from .volume import SUFFIXES, Volume
 
-    outputs.plan(args.output, SUFFIXES, [args.input])
+    outputs.plan_scan(args.output, args.input)
     if args.mask:
         outputs.plan(args.mask, SUFFIXES, [args.input])
     if args.report:
@@ -232,7 +233,7 @@ def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
     checks = [entry for entry in checks if entry.name != "face_tissue_ratio"]  # there is to be no face
     enforce(checks)
     with work.stage("write", DRAWN):
-        defaced.write(outputs.hidden(args.output))
+        notes = _write_scan(args.input, outputs.hidden(args.output), volume, defaced, None)
     already = ", whose face had been removed before" if anatomy.already_defaced else ""
     lines = [f"Wrote {args.output}: the defaced head{already}"]
     if args.report:
@@ -245,7 +246,7 @@ def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
         Volume.from_array(anatomy.view.to_native(region), volume.affine).write(outputs.hidden(args.mask))
         lines.append(f"Wrote {args.mask}: the face region")
     work.show("done", 1.0)
-    return lines, [*volume.warnings, *anatomy.warnings, *refacer.warnings]
+    return lines, [*volume.warnings, *anatomy.warnings, *refacer.warnings, *notes]
 
 
 def _render(args: argparse.Namespace, outputs: _Outputs) -> Said:
@@ -369,6 +370,19 @@ def _draw(picture: Path, original: Volume, refaced: Volume, views: Sequence[str]
         write_png(np.concatenate(render(after, views, frame=frame_of(before)), axis=1), picture)
 
 
+def _write_scan(source: Path, target: Path, before: Volume, after: Volume, seed: int | None) -> list[str]:
+    """Write a scan to a file, or a DICOM series to a folder; returns warnings. seed: None without a new face."""
+    from .volume import SUFFIXES
+
+    if target.name.lower().endswith(SUFFIXES):
+        after.write(target)
+        return []
+    from .dicom import write_folder
+
+    what = "face region emptied" if seed is None else "face replaced by a generated one"
+    return write_folder(source, target, before, after, f"{seed}".encode(), what)
+
+
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:
     return {stage: round(value, 3) for stage, value in seconds.items()}
 
@@ -406,6 +420,17 @@ class _Outputs:
         self._planned.append(path)
         return path
 
+    def plan_scan(self, path: Path, source: Path) -> Path:
+        """Announce a scan: a file, or for a DICOM folder (source) also a folder. Raises InputError as `plan`."""
+        from .volume import SUFFIXES
+
+        if not source.is_dir() or path.name.lower().endswith(SUFFIXES):
+            return self.plan(path, SUFFIXES, [source])
+        from .dicom import check_folder
+
+        self._planned.append(check_folder(path, source))
+        return path
+
     def hidden(self, path: Path) -> Path:
         """Where to write what is to become `path`. Raises InputError if nothing can be written there."""
         folder = path.parent
@@ -440,6 +465,8 @@ class _Outputs:
             for path, old in reversed(moved):
                 if old:
                     os.replace(old, path)
+                elif path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
             raise
@@ -587,7 +614,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     scan = "NIfTI, NRRD or MGH file, or a folder with one DICOM series"
-    written = ".nii.gz, .nii, .nrrd, .mgh or .mgz file to write"
+    written = ".nii.gz, .nii, .nrrd, .mgh or .mgz file to write; for a DICOM series also a new folder"
 
     reface = command("reface", _reface, "give a head a new face")
     reface.add_argument("input", type=Path, metavar="INPUT", help=scan)

@@ -37,6 +37,7 @@ SHOWS_ORIGINAL = (
     *("IconImageSequence", "DigitalSignaturesSequence", "MACParametersSequence", "DataSetTrailingPadding"),
     *("SmallestPixelValueInSeries", "LargestPixelValueInSeries"),
 )
+NOT_ANONYMOUS = "This is no DICOM anonymiser: these tags may still say who it is: {tags}; UIDs are new."
 IDENTIFYING = (
     *(
         "PatientName",
@@ -69,15 +70,54 @@ def read_files(files: Sequence[Path]) -> Volume:
 
 
 def series_files(folder: Path) -> list[Path]:
-    """The files of the one series that `Volume.read` takes from a folder, in the order of their names."""
+    """The files of the one series that `Volume.read` takes from a folder, in the order of their names.
+
+    Raises InputError where there is none."""
     import SimpleITK as sitk
 
-    reader = sitk.ImageSeriesReader()
-    stacks = [reader.GetGDCMSeriesFileNames(str(folder), uid) for uid in reader.GetGDCMSeriesIDs(str(folder))]
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        reader = sitk.ImageSeriesReader()
+        stacks = [reader.GetGDCMSeriesFileNames(str(folder), uid) for uid in reader.GetGDCMSeriesIDs(str(folder))]
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
     longest = max(stacks, key=len, default=())
     if len(longest) < 2:
         raise InputError(f"{folder} holds no DICOM series of several slices; point at a folder with one.")
     return sorted(Path(name) for name in longest)
+
+
+def write_folder(
+    source: Path, target: Path, original: Volume, changed: Volume, uid_key: bytes, what: str
+) -> list[str]:
+    """Write the series of one folder again into another, which is made, under the names its files have.
+
+    The other arguments are those of `write_series`. Returns a warning that this is no anonymiser. Raises
+    InputError."""
+    files = series_files(source)
+    try:
+        target.mkdir()
+    except OSError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror}); choose another folder.") from error
+    write_series(files, [target / path.name for path in files], original, changed, uid_key, what)
+    tags = identifying(target / files[0].name)
+    return [NOT_ANONYMOUS.format(tags=", ".join(tags))] if tags else []
+
+
+def check_folder(target: Path, source: Path) -> Path:
+    """Return `target` if a DICOM folder can be made there; to be called before any work is done.
+
+    Raises InputError unless its parent is a writable folder, it does not exist or is empty, and neither of both
+    lies in the other."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} is not empty; give a new folder for the DICOM series.")
+    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{target} cannot be made, as its parent is no folder that may be written to.")
+    inside, around = target.resolve(), source.resolve()
+    if inside == around or around in inside.parents or inside in around.parents:
+        raise InputError(f"{target} and the input lie in each other; choose a folder outside the input.")
+    return target
 
 
 def write_series(
@@ -96,10 +136,11 @@ def write_series(
     uid_key: decides the new UIDs (`new_uid`).  what: was done, for Derivation Description.
 
     Raises InputError where a slice cannot be decoded or is not grey."""
-    for source, target in zip(sources, targets, strict=True):
+    ranks = _ranks(sources, original)
+    for source, target, rank in zip(sources, targets, ranks, strict=True):
         dataset = _read(source)
         if changed is not None:
-            _set_pixels(dataset, source, original, changed)
+            _set_pixels(dataset, source, original.stored[:, :, rank].T, changed, rank)
             _mark(dataset, what)
         renumber(dataset, uid_key)
         _write(dataset, target)
@@ -144,21 +185,37 @@ def _read(path: Path) -> Dataset:
         raise InputError(f"{path} is a damaged DICOM file; copy or export the series again.") from error
 
 
-def _set_pixels(dataset: Dataset, path: Path, original: Volume, changed: Volume) -> None:
+def _ranks(sources: Sequence[Path], original: Volume) -> list[int]:
+    """Which K of the volume each slice is: they are in the order of their positions, also where one is missing."""
+    import pydicom
+
+    if len(sources) != original.shape[2]:
+        raise InputError(f"The series has {len(sources)} files and {original.shape[2]} slices; export it again.")
+    normal = np.linalg.inv(original.affine)[2, :3] * (-1, -1, 1)  # DICOM counts LPS millimetres
+    depths = []
+    for path in sources:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["ImagePositionPatient"])
+        depths.append(float(normal @ np.array([float(value) for value in header.ImagePositionPatient])))
+    ranks = np.empty(len(depths), int)
+    ranks[np.argsort(depths)] = np.arange(len(depths))
+    return [int(rank) for rank in ranks]
+
+
+def _set_pixels(dataset: Dataset, path: Path, before: np.ndarray, changed: Volume, rank: int) -> None:
+    """Put a slice (rows, columns) of the changed volume into its data set. before: the slice as it was read."""
     if int(dataset.get("SamplesPerPixel", 1)) != 1:
         raise InputError(f"{path} holds colours; give a series of grey images.")
     try:
         pixels: np.ndarray = dataset.pixel_array
     except Exception as error:  # a plug-in is missing, or the data are damaged
         raise InputError(f"The pixels of {path} cannot be decoded; convert the series to explicit VR.") from error
-    place = [float(value) for value in dataset.ImagePositionPatient]
-    index = np.linalg.inv(original.affine) @ np.array([-place[0], -place[1], place[2], 1.0])
-    k = round(float(index[2]))
-    if not 0 <= k < original.shape[2] or pixels.shape != original.stored.shape[1::-1]:
-        raise InputError(f"{path} is no slice of its series; export the series again.")
-    other = (original.stored[:, :, k] != changed.stored[:, :, k]).T
-    values = changed.stored[:, :, k].T[other].astype(np.float64) * changed.slope + changed.intercept
     slope, intercept = float(dataset.get("RescaleSlope", 1) or 1), float(dataset.get("RescaleIntercept", 0) or 0)
+    real = pixels * slope + intercept
+    if real.shape != before.shape or not np.allclose(real, before, rtol=1e-4, atol=abs(slope) / 2):
+        raise InputError(f"{path} is another slice than the one that was read; export the series again.")
+    after = changed.stored[:, :, rank].T
+    other = before != after
+    values = after[other].astype(np.float64) * changed.slope + changed.intercept
     bits = int(dataset.BitsStored)
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if dataset.PixelRepresentation else (0, (1 << bits) - 1)
     fresh = pixels.copy()

@@ -213,3 +213,45 @@ def test_missing_and_doubled_slices_are_withheld(refacecgan: Callable, tmp_path:
     assert "missing or unevenly spaced slices" in reasons[2]
     assert not list((tmp_path / "out").rglob("*.dcm"))
     assert contents(tmp_path / "in") == before
+
+
+# --- one real head ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.heads
+def test_a_dicom_series_comes_out_as_dicom(refacecgan: Callable, heads: Path, tmp_path: Path):
+    """This one lacks a slice, which is tolerated with a warning."""
+    source, output, mask = heads / "native" / "adi_dicom", tmp_path / "out", tmp_path / "mask.nii.gz"
+    options = ("--device", "cpu", "--mask", mask)
+    done = refacecgan("reface", source, output, "--seed", 3, *options)
+    assert done.status == 0, done
+    assert any("no DICOM anonymiser" in line and "PatientName" in line for line in done.err)
+    before, after, region = Volume.read(source), Volume.read(output), Volume.read(mask).stored > 0
+    assert np.array_equal(before.affine, after.affine)
+    assert np.array_equal(before.stored[~region], after.stored[~region])
+    assert (before.stored != after.stored)[region].mean() > 0.3
+    names = sorted(path.name for path in source.iterdir())
+    assert sorted(path.name for path in output.iterdir()) == names
+    if shutil.which("dciodvfy"):
+        for name in names[::60]:
+            said = [
+                subprocess.run(
+                    ["dciodvfy", str(folder / name)], capture_output=True, text=True, check=False
+                ).stderr
+                for folder in (source, output)
+            ]
+            assert said[0] == said[1]
+
+
+def test_a_dicom_output_needs_a_new_folder_outside_the_input(refacecgan: Callable, tmp_path: Path):
+    make_series(tmp_path / "in")
+    write(tmp_path / "full/file", "x")
+    for output, words in (
+        (tmp_path / "in", "is not empty"),
+        (tmp_path / "in/out", "lie in each other"),
+        (tmp_path / "full", "is not empty"),
+        (tmp_path / "nowhere/out", "parent is no folder"),
+    ):
+        done = refacecgan("reface", tmp_path / "in", output)
+        assert done.status == 2 and words in done.err[0], done
+    assert sorted(contents(tmp_path / "full")) == ["file"]

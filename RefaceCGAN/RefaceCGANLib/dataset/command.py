@@ -12,15 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..dicom import NOT_ANONYMOUS
 from ..errors import CheckError, InputError
 
 if TYPE_CHECKING:
     from .runner import Settings, Summary
-
-ANONYMISER = (
-    "This is no DICOM anonymiser: these tags may still say who it is: {tags}. UIDs are new, all else is as it was."
-)
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that `refacecgan dataset` and `refacecgan-bids` share, but model, device and progress."""
@@ -94,7 +90,7 @@ def carry_out(
     lines.append(f"Wrote {settings.output / QC / PLAN}: the plan")
     if not settings.dry:
         lines.append(f"Wrote {settings.output / QC / PAGE}: the page to look at")
-    notes = [ANONYMISER.format(tags=", ".join(done.identifying))] if done.identifying else []
+    notes = [NOT_ANONYMOUS.format(tags=", ".join(done.identifying))] if done.identifying else []
     if done.withheld:
         lines += ["", f"Withheld: {'would not be' if settings.dry else 'not'} in the output"]
         lines += [f"{row.path}: {row.reason}" for row in done.withheld]
