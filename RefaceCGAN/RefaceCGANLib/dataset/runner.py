@@ -240,7 +240,7 @@ def _run_on_dask(
     except ModuleNotFoundError as error:
         raise InputError("Dask is missing; install it with: pip install refacecgan[dask].") from error
     try:
-        client = Client(address, timeout=DASK_SECONDS, set_as_default=False)
+        client = Client(address, timeout=DASK_SECONDS)
     except (OSError, ValueError, TimeoutError) as error:
         raise InputError(f"No Dask scheduler answers at {address}; check the address.") from error
     with client:

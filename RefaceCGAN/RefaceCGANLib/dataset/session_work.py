@@ -12,7 +12,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -216,7 +216,7 @@ class _Session:
             for outcome in outcomes:
                 self.say(outcome.row.path, 1.0)
             return outcomes
-        decisions = self.decide()
+        decisions = self.decide(left)
         for one in left:
             if not job.dry:
                 records.forget(one.path)
@@ -314,29 +314,33 @@ class _Session:
 
     # --- decisions ----------------------------------------------------------------------------------------
 
-    def decide(self) -> dict[str, Decision]:
-        """What happens to each series and derivative, by path."""
+    def decide(self, wanted: list[Series]) -> dict[str, Decision]:
+        """What happens to each of some series and derivatives, by path; more are decided where that needs them."""
         decisions: dict[str, Decision] = {}
+        if any(one.derivative for one in wanted):
+            wanted = list(self.job.series)
         readable = []
-        for one in self.job.series:
+        for one in wanted:
+            if one.derivative:
+                continue
             if self.job.options.timeseries == "keep" and self.is_timeseries(one):
-                decisions[one.path] = Decision(
-                    "copy", "Time series, kept as it is on request (--timeseries keep)."
-                )
+                reason = "Time series, kept as it is on request (--timeseries keep)."
+                decisions[one.path] = Decision("copy", reason)
                 continue
             try:
                 self.volume(one)
                 readable.append(one)
             except RefaceError as error:
                 decisions[one.path] = Decision("withhold", self._sentence(error))
-        reference = self._reference(readable)
+        reference = self._reference() if readable else None
         for one in sorted(readable, key=self._rank):
             try:
                 decisions[one.path] = self._decide(one, reference)
             except RefaceError as error:
                 decisions[one.path] = Decision("withhold", self._sentence(error))
         for one in self.job.also:
-            decisions[one.path] = self._decide_derivative(one, decisions)
+            if wanted == list(self.job.series):
+                decisions[one.path] = self._decide_derivative(one, decisions)
         return decisions
 
     def _rank(self, one: Series) -> tuple[bool, bool, int, bool, float, str]:
@@ -346,16 +350,17 @@ class _Session:
         coarsest = max(self.volume(one).spacing)
         return (one.phase, self.is_timeseries(one), rank, with_agent, round(coarsest, 2), one.path)
 
-    def _reference(self, readable: list[Series]) -> Series | None:
-        """The best scan with a whole face, if there is any."""
+    def _reference(self) -> Series | None:
+        """The best scan of the session with a whole face, if there is any."""
+        readable = []
+        for one in self.job.series:
+            with suppress(RefaceError):
+                self.volume(one)
+                readable.append(one)
         for one in sorted(readable, key=self._rank):
-            if one.phase:
-                continue
-            try:
-                if not self.anatomy_of(one).already_defaced:
+            with suppress(RefaceError):
+                if not one.phase and not self.anatomy_of(one).already_defaced:
                     return one
-            except RefaceError:
-                continue
         return None
 
     def _decide(self, one: Series, reference: Series | None) -> Decision:
