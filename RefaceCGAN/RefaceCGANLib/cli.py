@@ -703,19 +703,19 @@ def _parser() -> argparse.ArgumentParser:
     dataset.add_argument("output", type=Path, metavar="OUTPUT", help="new folder, or an earlier run's to go on")
     dataset.set_defaults(interruptible=True)
     add_options(dataset)
-    add_engine(dataset)
+    add_engine(dataset, "1 for each process")
 
     command("models", _models, "list the models of this installation")
     return parser
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
+def add_engine(parser: argparse.ArgumentParser, threads: str = "all") -> None:
     parser.add_argument("--model", default="default", metavar="ID|CARD", help="id or path of a model card")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
         help="where to compute (default: auto: cuda, then mps, then cpu)",
     )  # fmt: skip
-    parser.add_argument("--threads", type=_count, metavar="N", help="of the processor (default: all)")
+    parser.add_argument("--threads", type=_count, metavar="N", help=f"of the processor (default: {threads})")
     _add_progress(parser)
 
 

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     made.add_argument("--skip-bids-validation", action="store_true", help="accepted; this App never validates")
     add_options(made)
-    cli.add_engine(made)
+    cli.add_engine(made, "1 for each process")
     made.set_defaults(run=_run, interruptible=True)
     return made
 

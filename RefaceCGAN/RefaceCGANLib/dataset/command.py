@@ -18,6 +18,7 @@ from ..errors import CheckError, InputError
 if TYPE_CHECKING:
     from .runner import Settings, Summary
 
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that `refacecgan dataset` and `refacecgan-bids` share, but model, device and progress."""
     parser.add_argument(
@@ -66,7 +67,7 @@ def settings_of(args: argparse.Namespace, subjects: Sequence[str] = (), sessions
     originals = _private(args.qc_originals, args.output) if args.qc_originals else ""
     wanted = Wanted(tuple(args.also), tuple(args.keep), tuple(args.skip), tuple(subjects), tuple(sessions))
     options = Options(
-        model=args.model, device="cpu" if args.device == "auto" else args.device, threads=args.threads or 1,
+        model=args.model, device=args.device, threads=args.threads or 1,
         timeseries=args.timeseries, masks=args.masks, originals=originals,
     )  # fmt: skip
     return Settings(

@@ -172,9 +172,11 @@ def discover(root: Path, wanted: Wanted | None = None) -> Found:
         also = [one for one in also if _chosen(one.subject, one.session, wanted)]
         rows = [row for row in rows if not row.subject or _chosen(row.subject, row.session, wanted)]
     if wanted.filters:
-        reason = "Is not among the scans asked for (--bids-filter-file)."
         chosen = [one for one in series if any(fits(one, entry) for entry in wanted.filters)]
-        rows += [Row(one.path, one.subject, one.session, "leave", reason) for one in series if one not in chosen]
+        others = tuple(
+            f"{Path(one.path).with_name(_stem(one.path)).as_posix()}." for one in series if one not in chosen
+        )
+        rows = [row for row in rows if not row.path.startswith(others)]  # their sidecars
         series = chosen
     if not series and not any(row.action == "withhold" for row in rows):
         narrowed = wanted.subjects or wanted.sessions or wanted.filters

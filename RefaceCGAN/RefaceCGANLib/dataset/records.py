@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +53,13 @@ class Records:
                 (self.output / name).unlink()
         with suppress(OSError):
             path.unlink()
+
+    def forget_others(self, paths: Iterable[str]) -> None:
+        """Remove the outputs and records of what is not among the paths: it has left the input."""
+        here = set(paths)
+        for outcome in self.all():
+            if outcome.row.path not in here:
+                self.forget(outcome.row.path)
 
     def store(self, outcome: Outcome, fingerprint: str) -> None:
         """Raises InputError where that cannot be written."""

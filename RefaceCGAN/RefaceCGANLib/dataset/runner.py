@@ -84,6 +84,8 @@ def run(settings: Settings, progress: Progress | None = None) -> Summary:
         rows = [*found.rows, *(outcome.row for outcome in outcomes)]
         rows = bids.without_orphans(rows)
         if not settings.dry:
+            if not _partial(settings):
+                Records(output).forget_others(one.path for one in (*found.series, *found.also))
             _remove_withheld(rows, output)
             rows = _copy(rows, found, settings)
             if found.layout == "bids":
@@ -98,9 +100,14 @@ def run(settings: Settings, progress: Progress | None = None) -> Summary:
         return Summary(tuple(rows), tuple(tags))
 
 
-def _still_there(row: Row, settings: Settings) -> bool:
+def _partial(settings: Settings) -> bool:
+    """Is the run on some people, sessions or scans alone?"""
     wanted = settings.wanted
-    return bool(wanted.subjects or wanted.sessions or wanted.filters) and (settings.source / row.path).exists()
+    return bool(wanted.subjects or wanted.sessions or wanted.filters)
+
+
+def _still_there(row: Row, settings: Settings) -> bool:
+    return _partial(settings) and (settings.source / row.path).exists()
 
 
 def group(source: Path, output: Path) -> Path:

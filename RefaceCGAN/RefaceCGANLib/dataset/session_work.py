@@ -228,6 +228,7 @@ class _Session:
                 if outcome.row.action != "withhold":
                     records.store(outcome, print_)
             outcomes.append(outcome)
+            self.volumes.pop(one.path, None)  # a session may have many, and a decided series is read anew
             self.say(one.path, 1.0)
         return outcomes
 
@@ -394,10 +395,8 @@ class _Session:
         elif self.is_timeseries(one):
             action = "reface" if self.job.options.timeseries == "reface" else "deface"
         elif anatomy.in_view < IN_VIEW:
-            action, reason = (
-                "deface",
-                f"Only {anatomy.in_view:.0%} of the face in view; face region from {_name(reference)}.",
-            )
+            action, share = "deface", f"{anatomy.in_view:.0%}" if anatomy.in_view > 0.01 else "the border"
+            reason = f"{what}, with only {share} of the face in view; face region from {_name(reference)}."
         return Decision(action, reason, reference.path, anatomy, (), facts)
 
     def _by_itself(self, one: Series, warnings: tuple[str, ...], facts: dict[str, Any] | None = None) -> Decision:
