@@ -91,6 +91,13 @@ class Series:
         return self.suffix in PHASE or self.entity("part") in ("phase", "real", "imag")
 
     @property
+    def unlike(self) -> str:
+        """Why no model can paint a face into it; "" where one can."""
+        if self.phase:
+            return "without magnitudes"
+        return "for which there is no model" if self.suffix == "CT" else ""
+
+    @property
     def acquisition(self) -> tuple[str, ...]:
         """The same for images of one acquisition, between which nobody moved (echoes, inversions, phase)."""
         family = self.suffix

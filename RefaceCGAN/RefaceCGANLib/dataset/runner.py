@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 QC = "qc"
 PLAN, LOG, PAGE, VERDICTS = "plan.tsv", "log.jsonl", "index.html", "qc.tsv"
 LOCK = "lock"
-MEMORY_BASE, MEMORY_VOXEL = 1.2e9, 60
+MEMORY_BASE, MEMORY_VOXEL = 1.3e9, 60
 """Bytes that a process needs for program and model, and for each voxel of a scan; rough upper figures."""
 DASK_SECONDS = 15
 """So long a Dask scheduler has to answer."""
@@ -214,10 +214,9 @@ def _log(path: Path, outcomes: Sequence[Outcome]) -> None:
     with path.open("a", encoding="ascii") as file:
         for outcome in outcomes:
             row = outcome.row
-            facts = {key: value for key, value in outcome.facts.items() if key != "picture"}
             entry: dict[str, Any] = {
                 "time": now, "version": __version__, "path": row.path, "action": row.action, "reason": row.reason,
-                "region_from": row.region_from, "warnings": list(row.warnings), **facts,
+                "region_from": row.region_from, "warnings": list(row.warnings), **outcome.facts,
             }  # fmt: skip
             file.write(json.dumps(entry) + "\n")
 

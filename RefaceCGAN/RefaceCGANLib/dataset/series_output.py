@@ -188,10 +188,10 @@ def mask_name(one: Series, layout: str) -> str:
 
 
 def _sidecar(session: _Session, one: Series, what: str) -> tuple[str, ...]:
-    """The BIDS sidecar of a scan, with what was done added to what it said."""
-    if session.job.layout != "bids":
-        return ()
+    """The JSON sidecar of a scan, with what was done added to what it said; BIDS gets one where it is missing."""
     name = sidecar_name(one.path)
+    if session.job.layout != "bids" and not (session.input / name).is_file():
+        return ()
     content: dict[str, Any] = {}
     with suppress(FileNotFoundError):
         text = (session.input / name).read_text(encoding="utf-8-sig")

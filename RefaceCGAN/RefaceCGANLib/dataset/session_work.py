@@ -210,7 +210,7 @@ class _Session:
             return [Outcome(Row(one.path, one.subject, one.session, "withhold", why)) for one in everything]
         records = Records(self.output)
         done = {} if job.dry else {one.path: records.load(one.path, print_) for one in everything}
-        outcomes = [outcome for outcome in done.values() if outcome]
+        outcomes = [_without_picture(outcome) for outcome in done.values() if outcome]
         left = [one for one in everything if not done.get(one.path)]
         if not left:
             for outcome in outcomes:
@@ -227,7 +227,7 @@ class _Session:
                 outcome.facts["seconds"] = round(time.perf_counter() - began, 2)
                 if outcome.row.action != "withhold":
                     records.store(outcome, print_)
-            outcomes.append(outcome)
+            outcomes.append(_without_picture(outcome))
             self.volumes.pop(one.path, None)  # a session may have many, and a decided series is read anew
             self.say(one.path, 1.0)
         return outcomes
@@ -390,8 +390,8 @@ class _Session:
                 pass
         action: Action = "reface"
         reason = f"{what}; face region from {_name(reference)}."
-        if one.phase:
-            action, reason = "deface", f"{what} without magnitudes; face region from {_name(reference)}."
+        if one.unlike:
+            action, reason = "deface", f"{what}, {one.unlike}; face region from {_name(reference)}."
         elif self.is_timeseries(one):
             action = "reface" if self.job.options.timeseries == "reface" else "deface"
         elif anatomy.in_view < IN_VIEW:
@@ -407,8 +407,8 @@ class _Session:
         reason = f"{what}; face region of its own."
         if anatomy.already_defaced:
             reason = f"{what}, already defaced; the new face goes where the old one was."
-        if one.phase:
-            action = "deface"
+        if one.unlike:
+            action, reason = "deface", f"{what}, {one.unlike}; face region of its own."
         elif self.is_timeseries(one) and self.job.options.timeseries != "reface":
             action = "deface"
             if anatomy.already_defaced:
@@ -524,6 +524,11 @@ class _Session:
         core = erode(torch.from_numpy(template.head & template.face_region), 2).numpy()
         at = np.argwhere(core)
         return mapped(at[:: max(1, len(at) // FACE_POINTS)], template.affine)
+
+
+def _without_picture(outcome: Outcome) -> Outcome:
+    """As it is kept in memory; the page takes the pictures from the records."""
+    return replace(outcome, facts={key: value for key, value in outcome.facts.items() if key != "picture"})
 
 
 Grid = tuple[tuple[int, ...], np.ndarray]
