@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_sets import contents, describe, write
+from data_sets import contents, describe, time_series, write
 from filelock import FileLock
 from RefaceCGANLib import Volume
 from RefaceCGANLib.dataset import bids, bids_app, plan, runner, sessions
@@ -259,7 +259,7 @@ def test_a_key_that_is_lost_or_another(tmp_path: Path):
     key = sessions.key_of(file, output, make=True)
     assert sessions.key_of(file, output, make=True) == key
     assert file.stat().st_mode & 0o077 == 0
-    assert key.hex() not in "".join(data.decode() for data in contents(output).values())
+    assert key not in b"".join(contents(output).values())
     kept = file.rename(tmp_path / "kept")
     with pytest.raises(InputError, match="is not there; put it back"):
         sessions.key_of(file, output, make=True)
@@ -267,8 +267,8 @@ def test_a_key_that_is_lost_or_another(tmp_path: Path):
     file.write_text("ab" * 32)
     with pytest.raises(InputError, match="is another key"):
         sessions.key_of(file, output, make=True)
-    file.write_text("not a key")
-    with pytest.raises(InputError, match="no readable key file"):
+    file.write_text("")
+    with pytest.raises(InputError, match="is empty or no key"):
         sessions.key_of(file, output, make=True)
     assert sessions.key_of(kept, output, make=True) == key
 
@@ -308,6 +308,22 @@ def test_a_full_disk_ends_the_run(refused, tmp_path: Path, monkeypatch):
     line = refused(tmp_path / "in", tmp_path / "out")
     assert "no space is left" in line
     assert not (tmp_path / "out/notes.txt").exists()
+
+
+def test_a_full_disk_amid_the_scans_ends_the_run(refused, tmp_path: Path, monkeypatch):
+    time_series(noise(), 2, tmp_path / "in/anna/rest.nii.gz")
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if str(target).endswith(".nii.gz"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    line = refused(tmp_path / "in", tmp_path / "out", "--timeseries", "keep", "--jobs", 1)
+    assert "no space is left" in line
+    monkeypatch.undo()
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
 
 def test_what_shows_no_head_or_is_broken_is_withheld(refacecgan: Callable, tmp_path: Path):

@@ -87,7 +87,8 @@ def finished(data_set: Heads, refacecgan: Callable, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("finished")
     key = folder / "key"
     key.write_bytes(b"the same in every test")
-    call = refacecgan("dataset", data_set.root, folder / "out", *OPTIONS, "--jobs", 1, "--key-file", key)
+    options = (*OPTIONS, "--jobs", 1, "--key-file", key, "--qc-originals", folder / "private")
+    call = refacecgan("dataset", data_set.root, folder / "out", *options)
     return Finished(call, folder / "out", key)
 
 
@@ -227,6 +228,15 @@ def test_the_log_and_the_page_know_every_series(finished: Finished, data_set: He
     assert page.count("data:image/jpeg") == 5 and BROKEN in page
     for text in (page, (finished.output / "qc/log.jsonl").read_text()):
         assert str(data_set.root.parent) not in text
+
+
+def test_pictures_of_originals_are_in_their_private_folder_alone(finished: Finished):
+    private = finished.output.parent / "private"
+    assert private.stat().st_mode & 0o077 == 0 and (private / "PRIVATE.txt").is_file()
+    pictures = [path.name for path in private.glob("*.jpg")]
+    page = (private / "originals.html").read_text()
+    assert len(pictures) == 5 and all(f'src="{name}"' in page for name in pictures)
+    assert not list(finished.output.rglob("*.jpg"))
 
 
 def test_the_bids_validator_finds_no_new_error(finished: Finished, data_set: Heads):

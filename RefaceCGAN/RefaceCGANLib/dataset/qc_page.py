@@ -12,6 +12,7 @@ from typing import Any
 from .. import __version__
 from ..volume import atomic_path
 from .coregistration import SHARPNESS
+from .pictures import picture_name
 from .plan import Outcome, Row
 
 VERDICTS = ("pass", "fail")
@@ -41,6 +42,26 @@ def write(path: Path, outcomes: Sequence[Outcome], rows: Sequence[Row], verdicts
     )
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_originals(folder: Path, outcomes: Sequence[Outcome]) -> Path:
+    """A private page in the folder of the originals' pictures: each beside the new face. Returns where it is.
+
+    Raises InputError where it cannot be written."""
+    cards = []
+    for outcome in outcomes:
+        name = picture_name(outcome.row.path)
+        if (folder / name).is_file() and outcome.facts.get("picture"):
+            cards.append(
+                f'<h2>{escape(outcome.row.path)}</h2><img alt="original" src="{name}"><br>'
+                f'<img alt="new face" src="{outcome.facts["picture"]}">'
+            )
+    page = folder / "originals.html"
+    title = "PRIVATE: original faces above, new ones below. Do not give this folder away."
+    text = f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
+    with atomic_path(page) as temporary:
+        temporary.write_text(f"{text}{''.join(cards)}</html>", encoding="utf-8", errors="backslashreplace")
+    return page
 
 
 def read_verdicts(path: Path) -> dict[str, tuple[str, str]]:

@@ -96,6 +96,8 @@ def run(settings: Settings, progress: Progress | None = None) -> Summary:
         plan.write(known.values(), output / QC / PLAN)
         if not settings.dry:
             _write_page(output)
+            if settings.options.originals:
+                qc_page.write_originals(Path(settings.options.originals), Records(output).all())
         tags = sorted({tag for outcome in outcomes for tag in outcome.facts.get("identifying", ())})
         return Summary(tuple(rows), tuple(tags))
 

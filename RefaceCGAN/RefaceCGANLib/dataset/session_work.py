@@ -336,7 +336,8 @@ class _Session:
         reference = self._reference() if readable else None
         for one in sorted(readable, key=self._rank):
             try:
-                decisions[one.path] = self._decide(one, reference)
+                decided = self._decide(one, reference)
+                decisions[one.path] = replace(decided, warnings=(*self.volume(one).warnings, *decided.warnings))
             except RefaceError as error:
                 decisions[one.path] = Decision("withhold", self._sentence(error))
         for one in self.job.also:
