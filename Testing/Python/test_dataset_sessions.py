@@ -94,7 +94,8 @@ def test_another_contrast_on_another_grid_is_found_to_a_millimetre(heads: Path):
 
 @pytest.mark.heads
 def test_who_takes_whose_region(refacecgan: Callable, heads: Path, tmp_path: Path):
-    """A session with a scan of another head and one that shows little of the face; one without T1w."""
+    """A session with a scan of another head and one that shows little of the face, and a
+    brain without a head; one without T1w."""
     source, output = tmp_path / "in", tmp_path / "out"
     one, two = (Volume.read(heads / "val" / f"{name}.nii.gz") for name in ("ixi095", "ixi180"))
     weighted, _ = other_contrast(one, (2.0, 2.0, 2.0))
@@ -104,6 +105,10 @@ def test_who_takes_whose_region(refacecgan: Callable, heads: Path, tmp_path: Pat
     write(source / "anna/1/t1.nii.gz", one)
     write(source / "anna/1/t2_of_another.nii.gz", strange)
     write(source / "anna/1/flair_top.nii.gz", Volume.from_array(weighted.stored[:, :, 84:], top))
+    brain = Volume.read(heads / "val" / "ixi095_seg.nii.gz").stored > 0
+    write(
+        source / "anna/1/stripped.nii.gz", one.with_stored(np.where(brain, one.stored, 0).astype(one.stored.dtype))
+    )
     write(source / "bob/1/t2.nii.gz", weighted)
     time_series(weighted, 2, source / "bob/1/rest.nii.gz")
     options = ("--device", "cpu", "--jobs", 1, "--timeseries", "keep", "--dry-run")
@@ -114,9 +119,11 @@ def test_who_takes_whose_region(refacecgan: Callable, heads: Path, tmp_path: Pat
         "anna/1/t1.nii.gz": ("reface", "anna/1/t1.nii.gz"),
         "anna/1/t2_of_another.nii.gz": ("reface", "anna/1/t2_of_another.nii.gz"),
         "anna/1/flair_top.nii.gz": ("deface", "anna/1/t1.nii.gz"),
+        "anna/1/stripped.nii.gz": ("deface", "anna/1/t1.nii.gz"),
         "bob/1/t2.nii.gz": ("reface", "bob/1/t2.nii.gz"),
         "bob/1/rest.nii.gz": ("copy", ""),
     }
     assert "Could not be registered to anna/1/t1.nii.gz" in rows["anna/1/t2_of_another.nii.gz"].warnings[0]
     assert "of the face in view" in rows["anna/1/flair_top.nii.gz"].reason
+    assert "empty where the face would be" in rows["anna/1/stripped.nii.gz"].reason
     assert "--timeseries keep" in rows["bob/1/rest.nii.gz"].reason

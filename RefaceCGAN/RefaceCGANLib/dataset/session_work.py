@@ -383,15 +383,19 @@ class _Session:
         what = self._what(one)
         if not anatomy.face_region.any():
             return Decision("copy", "The face lies outside the field of view.", reference.path, facts=facts)
+        emptied = False
         if not one.phase and self._is_emptied(volume, anatomy):
             try:
                 if self.anatomy_of(one).already_defaced:
                     return self._by_itself(one, (), facts)
-            except RefaceError:
-                pass
+            except RefaceError:  # a brain without a head, for one
+                emptied = True
         action: Action = "reface"
         reason = f"{what}; face region from {_name(reference)}."
-        if one.unlike:
+        if emptied:
+            action = "deface"
+            reason = f"{what}, empty where the face would be; face region from {_name(reference)}."
+        elif one.unlike:
             action, reason = "deface", f"{what}, {one.unlike}; face region from {_name(reference)}."
         elif self.is_timeseries(one):
             action = "reface" if self.job.options.timeseries == "reface" else "deface"
@@ -401,6 +405,8 @@ class _Session:
         return Decision(action, reason, reference.path, anatomy, (), facts)
 
     def _by_itself(self, one: Series, warnings: tuple[str, ...], facts: dict[str, Any] | None = None) -> Decision:
+        if one.phase:
+            raise CheckError("Holds no magnitudes, so that no head can be found in it by itself.")
         anatomy = self.anatomy_of(one)
         facts = {**(facts or {}), "in_view": round(anatomy.in_view, 3), "misfit_mm": round(anatomy.misfit_mm, 2)}
         what = self._what(one)
