@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -61,7 +62,11 @@ def read_files(files: Sequence[Path]) -> Volume:
     where = os.path.commonpath([str(path.parent) for path in files])
     with tempfile.TemporaryDirectory() as folder:
         for number, path in enumerate(files):
-            os.symlink(path.resolve(), Path(folder) / f"{number:06d}.dcm")
+            name = Path(folder) / f"{number:06d}.dcm"
+            try:
+                os.symlink(path.resolve(), name)
+            except OSError:  # Windows allows links to few users
+                shutil.copyfile(path, name)
         try:
             volume = Volume.read(folder)
         except InputError as error:
@@ -208,7 +213,8 @@ def _set_pixels(dataset: Dataset, path: Path, before: np.ndarray, changed: Volum
     try:
         pixels: np.ndarray = dataset.pixel_array
     except Exception as error:  # a plug-in is missing, or the data are damaged
-        raise InputError(f"The pixels of {path} cannot be decoded; convert the series to explicit VR.") from error
+        why = f"The pixels of {path} cannot be decoded; install refacecgan[jpeg] or export it uncompressed."
+        raise InputError(why) from error
     slope, intercept = float(dataset.get("RescaleSlope", 1) or 1), float(dataset.get("RescaleIntercept", 0) or 0)
     real = pixels * slope + intercept
     if real.shape != before.shape or not np.allclose(real, before, rtol=1e-4, atol=abs(slope) / 2):
