@@ -25,7 +25,7 @@ from RefaceCGANLib.surface import skin_surface, skin_threshold
 from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree
 
-pytestmark = pytest.mark.heads
+pytestmark = [pytest.mark.heads, pytest.mark.timeout(900)]  # a busy machine may need minutes for a run
 
 FIRST, SECOND = "sub-01/ses-1", "sub-01/ses-2"
 T1, T2 = f"{FIRST}/anat/sub-01_ses-1_T1w.nii.gz", f"{FIRST}/anat/sub-01_ses-1_T2w.nii.gz"

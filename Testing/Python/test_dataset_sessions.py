@@ -93,6 +93,7 @@ def test_another_contrast_on_another_grid_is_found_to_a_millimetre(heads: Path):
 
 
 @pytest.mark.heads
+@pytest.mark.timeout(900)
 def test_who_takes_whose_region(refacecgan: Callable, heads: Path, tmp_path: Path):
     """A session with a scan of another head and one that shows little of the face, and a
     brain without a head; one without T1w."""
