@@ -48,9 +48,9 @@ LOADED, DRAWN = 0.3, 0.9
 """How much of a call is done when the model is loaded, and when the faces are drawn."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
     """Run one command and return its exit status; `argv` is what follows the program's name (default: that
-    of the process, whose signals are then handled here).
+    of the process, whose signals are then handled here); `parser`: of another program with the same manners.
 
     0: done.  2: the call or the input is unusable.  3: the result failed a check.  130: cancelled, by SIGINT
     or SIGTERM. On all but 0 one sentence goes to stderr and no output exists; what was there before still is.
@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            args = _parser().parse_args(argv)
+            args = (parser or _parser()).parse_args(argv)
             _set_up_logging(args.run is _train)
-            if program and args.run in (_train, _evaluate):  # they have files to close and processes to end
+            if program and getattr(args, "interruptible", False):  # it has files to close and processes to end
                 _on_signals(signal.default_int_handler)
             lines, notes = args.run(args, outputs)
             if program:
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             outputs.commit()
         for note in dict.fromkeys(notes):
             _complain(f"warning: {note}")
-        _say(lines)
+        say(lines)
         return 0
     except SystemExit as error:  # --help, --version
         return int(error.code or 0)
@@ -123,7 +123,8 @@ def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = Fa
     def plan(path: Path | None, suffixes: Sequence[str]) -> list[Path]:
         return [outputs.plan(_numbered(path, n), suffixes, [args.input]) for n in numbers] if path else []
 
-    heads, reports = plan(args.output, SUFFIXES), plan(args.report, REPORT)
+    heads = [outputs.plan_scan(_numbered(args.output, n), args.input) for n in numbers]
+    reports = plan(args.report, REPORT)
     pictures = plan(args.render, PICTURE)
     if args.mask:
         outputs.plan(args.mask, SUFFIXES, [args.input])
@@ -151,7 +152,7 @@ def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = Fa
             raise CheckError(f"Seed {seed}: {error}") if len(seeds) > 1 else error from None
         work.seconds |= result.report["seconds"]
         with work.stage("write", end):
-            result.volume.write(outputs.hidden(heads[index]))
+            notes += _write_scan(args.input, outputs.hidden(heads[index]), volume, result.volume, seed)
         already = ", whose face had been removed before" if result.report["already_defaced"] else ""
         lines.append(f"Wrote {heads[index]}: the refaced head{already} (seed {seed})")
         if pictures:
@@ -211,7 +212,7 @@ def _given_region(path: Path | None, volume: Volume) -> np.ndarray | None:
 def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
     from .volume import SUFFIXES, Volume
 
-    outputs.plan(args.output, SUFFIXES, [args.input])
+    outputs.plan_scan(args.output, args.input)
     if args.mask:
         outputs.plan(args.mask, SUFFIXES, [args.input])
     if args.report:
@@ -229,7 +230,7 @@ def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
     anatomy, region = prepared.anatomy, prepared.anatomy.face_region
     defaced, checks = checked_deface(prepared)
     with work.stage("write", DRAWN):
-        defaced.write(outputs.hidden(args.output))
+        notes = _write_scan(args.input, outputs.hidden(args.output), volume, defaced, None)
     already = ", whose face had been removed before" if anatomy.already_defaced else ""
     lines = [f"Wrote {args.output}: the defaced head{already}"]
     if args.report:
@@ -242,7 +243,7 @@ def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
         Volume.from_array(anatomy.view.to_native(region), volume.affine).write(outputs.hidden(args.mask))
         lines.append(f"Wrote {args.mask}: the face region")
     work.show("done", 1.0)
-    return lines, [*volume.warnings, *anatomy.warnings, *refacer.warnings]
+    return lines, [*volume.warnings, *anatomy.warnings, *refacer.warnings, *notes]
 
 
 def _render(args: argparse.Namespace, outputs: _Outputs) -> Said:
@@ -343,6 +344,12 @@ def _evaluate(args: argparse.Namespace, outputs: _Outputs) -> Said:
     return lines, outcome.warnings
 
 
+def _dataset(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    from .dataset.command import carry_out, settings_of
+
+    return carry_out(settings_of(args), args.progress, say)
+
+
 def _models(args: argparse.Namespace, outputs: _Outputs) -> Said:
     from . import models
 
@@ -391,6 +398,19 @@ def _draw(picture: Path, original: Volume, refaced: Volume, views: Sequence[str]
         write_png(np.concatenate(render(after, views, frame=frame_of(before)), axis=1), picture)
 
 
+def _write_scan(source: Path, target: Path, before: Volume, after: Volume, seed: int | None) -> list[str]:
+    """Write a scan to a file, or a DICOM series to a folder; returns warnings. seed: None without a new face."""
+    from .volume import SUFFIXES
+
+    if target.name.lower().endswith(SUFFIXES):
+        after.write(target)
+        return []
+    from .dicom import write_folder
+
+    what = "face region emptied" if seed is None else "face replaced by a generated one"
+    return write_folder(source, target, before, after, f"{seed}".encode(), what)
+
+
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:
     return {stage: round(value, 3) for stage, value in seconds.items()}
 
@@ -428,6 +448,17 @@ class _Outputs:
         self._planned.append(path)
         return path
 
+    def plan_scan(self, path: Path, source: Path) -> Path:
+        """Announce a scan: a file, or for a DICOM folder (source) also a folder. Raises InputError as `plan`."""
+        from .volume import SUFFIXES
+
+        if not source.is_dir() or path.name.lower().endswith(SUFFIXES):
+            return self.plan(path, SUFFIXES, [source])
+        from .dicom import check_folder
+
+        self._planned.append(check_folder(path, source))
+        return path
+
     def hidden(self, path: Path) -> Path:
         """Where to write what is to become `path`. Raises InputError if nothing can be written there."""
         folder = path.parent
@@ -462,6 +493,8 @@ class _Outputs:
             for path, old in reversed(moved):
                 if old:
                     os.replace(old, path)
+                elif path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
             raise
@@ -536,7 +569,7 @@ def _complain(sentence: str) -> None:
         print(f"{wipe}refacecgan: {_one_line(sentence)}", file=sys.stderr, flush=True)
 
 
-def _say(lines: Sequence[str]) -> None:
+def say(lines: Sequence[str]) -> None:
     """Print to stdout; that nobody listens any more is no reason to fail."""
     try:
         for line in lines:
@@ -584,7 +617,7 @@ def _set_up_logging(training: bool) -> None:
 # --- the call ---------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says what is wrong with a call in one sentence instead of usage and error."""
 
     def error(self, message: str) -> NoReturn:
@@ -592,7 +625,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="refacecgan",
         description="Gives a head MRI a new, anonymous face and leaves the brain untouched.",
         epilog="Exit status: 0 done, 2 the call or the input is unusable, 3 the result failed a check, "
@@ -609,7 +642,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     scan = "NIfTI, NRRD or MGH file, or a folder with one DICOM series"
-    written = ".nii.gz, .nii, .nrrd, .mgh or .mgz file to write"
+    written = ".nii.gz, .nii, .nrrd, .mgh or .mgz file to write; for a DICOM series also a new folder"
 
     reface = command("reface", _reface, "give a head a new face")
     reface.add_argument("input", type=Path, metavar="INPUT", help=scan)
@@ -640,13 +673,13 @@ def _parser() -> argparse.ArgumentParser:
     reface.add_argument(
         "--force", action="store_true", help="write a result that failed a check too; the report says so"
     )
-    _add_engine(reface)
+    add_engine(reface)
     _add_defacing(reface)
 
     deface = command("deface", _deface, "empty the face region of a head")
     deface.add_argument("input", type=Path, metavar="INPUT", help=scan)
     deface.add_argument("output", type=Path, metavar="OUTPUT", help=written)
-    _add_engine(deface)
+    add_engine(deface)
     _add_defacing(deface)
 
     render = command("render", _render, "draw the skin of a head")
@@ -687,12 +720,14 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(
         candidates=1, dropout=None, defaced="no", force=False, identity=None, key_file=None, face_region=None
     )
-    _add_engine(demo)
+    add_engine(demo)
 
     train = command("train", _train, "train a model on a folder of heads")
+    train.set_defaults(interruptible=True)
     train.add_argument("config", type=Path, metavar="CONFIG.toml", help="what to train, and on which heads")
 
     evaluate = command("evaluate", _evaluate, "compare tools that take the face out of scans")
+    evaluate.set_defaults(interruptible=True)
     evaluate.add_argument("config", type=Path, metavar="CONFIG.toml", help="which tools, on which scans")
     evaluate.add_argument(
         "--output", type=Path, metavar="FOLDER",
@@ -700,17 +735,28 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_progress(evaluate)
 
+    from .dataset.command import add_options
+
+    dataset = command("dataset", _dataset, "give everybody in a data set a new face, the same in every series")
+    dataset.add_argument(
+        "input", type=Path, metavar="INPUT", help="BIDS data set, or folder with NIfTI, NRRD, MGH or DICOM"
+    )
+    dataset.add_argument("output", type=Path, metavar="OUTPUT", help="new folder, or an earlier run's to go on")
+    dataset.set_defaults(interruptible=True)
+    add_options(dataset)
+    add_engine(dataset, "1 for each process")
+
     command("models", _models, "list the models of this installation")
     return parser
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
+def add_engine(parser: argparse.ArgumentParser, threads: str = "all") -> None:
     parser.add_argument("--model", default="default", metavar="ID|CARD", help="id or path of a model card")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
         help="where to compute (default: auto: cuda, then mps, then cpu)",
     )  # fmt: skip
-    parser.add_argument("--threads", type=_count, metavar="N", help="of the processor (default: all)")
+    parser.add_argument("--threads", type=_count, metavar="N", help=f"of the processor (default: {threads})")
     _add_progress(parser)
 
 

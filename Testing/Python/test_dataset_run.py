@@ -1,0 +1,307 @@
+"""A whole data set of real heads: what comes out, resume, kill, and the same bytes wherever it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from data_sets import contents, describe, other_contrast, time_series, write
+from RefaceCGANLib import Refacer, Volume
+from RefaceCGANLib.dataset import bids_app, plan
+from RefaceCGANLib.grid import mapped
+from RefaceCGANLib.surface import skin_surface, skin_threshold
+from scipy.ndimage import binary_erosion
+from scipy.spatial import cKDTree
+
+pytestmark = [pytest.mark.heads, pytest.mark.timeout(900)]  # a busy machine may need minutes for a run
+
+FIRST, SECOND = "sub-01/ses-1", "sub-01/ses-2"
+T1, T2 = f"{FIRST}/anat/sub-01_ses-1_T1w.nii.gz", f"{FIRST}/anat/sub-01_ses-1_T2w.nii.gz"
+BOLD, SEGMENTATION = f"{FIRST}/func/sub-01_ses-1_task-rest_bold.nii.gz", f"{FIRST}/anat/sub-01_ses-1_dseg.nii.gz"
+LATER = f"{SECOND}/anat/sub-01_ses-2_T1w.nii.gz"
+OTHER, DEFACED = "sub-02/anat/sub-02_T1w.nii.gz", "sub-02/anat/sub-02_acq-defaced_T1w.nii.gz"
+BROKEN = "sub-02/anat/sub-02_PDw.nii.gz"
+OPTIONS = ("--device", "cpu", "--masks", "--also", "*_dseg.nii.gz", "--skip", "sourcedata/*")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The data set, and the maps (4, 4) from the millimetres of each person's T1w to those of a series."""
+
+    root: Path
+    maps: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def data_set(heads: Path, refacer: Refacer, tmp_path_factory: pytest.TempPathFactory) -> Heads:
+    """Two people, one of them at two visits: T1w, T2w on a thick-sliced grid, BOLD, labels, a scan that came
+    defaced, a broken file."""
+    root = tmp_path_factory.mktemp("bids") / "in"
+    describe(root)
+    one, two = (Volume.read(heads / "val" / f"{name}.nii.gz") for name in ("ixi095", "ixi180"))
+    weighted, to_t2 = other_contrast(one)
+    frame, to_bold = other_contrast(one, (3.5, 3.5, 4.0), 2.0, (1, 2, 0))
+    later, to_later = other_contrast(one, (2.0, 2.0, 2.0), 3.0, (2, 2, 2), bright=False)
+    write(root / T1, one)
+    write(root / T1.replace(".nii.gz", ".json"), {"MagneticFieldStrength": 3, "DeidentificationMethod": ["none"]})
+    write(root / T2, weighted)
+    labels = (one.stored > np.percentile(one.stored, 60)).astype(np.uint8)
+    write(root / SEGMENTATION, Volume.from_array(labels, one.affine))
+    time_series(frame, 3, root / BOLD)
+    write(root / BOLD.replace(".nii.gz", ".json"), {"TaskName": "rest", "RepetitionTime": 2.0})
+    write(root / LATER, later)
+    write(root / OTHER, two)
+    write(root / DEFACED, refacer.deface(two))
+    write(root / BROKEN, (root / OTHER).read_bytes()[:9000])
+    write(root / BROKEN.replace(".nii.gz", ".json"), {"MagneticFieldStrength": 3})
+    write(root / "sourcedata/head.png", b"x")
+    return Heads(root, {T1: np.eye(4), T2: to_t2, BOLD: to_bold, LATER: to_later})
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended: the call, where it wrote, and the key file."""
+
+    call: Any
+    output: Path
+    key: Path
+
+    def rows(self) -> dict[str, plan.Row]:
+        return {row.path: row for row in plan.read(self.output / "qc/plan.tsv")}
+
+
+@pytest.fixture(scope="module")
+def finished(data_set: Heads, refacecgan: Callable, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    key = folder / "key"
+    key.write_bytes(b"the same in every test")
+    options = (*OPTIONS, "--jobs", 1, "--key-file", key, "--qc-originals", folder / "private")
+    call = refacecgan("dataset", data_set.root, folder / "out", *options)
+    return Finished(call, folder / "out", key)
+
+
+def region_of(finished: Finished, path: str, suffix: str) -> np.ndarray:
+    mask = path.replace(f"{suffix}.nii.gz", f"mod-{suffix}_defacemask.nii.gz")
+    return Volume.read(finished.output / mask).stored > 0
+
+
+def images(output: Path) -> dict[str, bytes]:
+    """The output without what tells the time."""
+    told = (".refacecgan/", "qc/", "CHANGES")
+    return {path: data for path, data in contents(output).items() if not path.startswith(told)}
+
+
+def test_the_run_follows_a_plan_that_names_every_file(finished: Finished, data_set: Heads):
+    assert finished.call.status == 3, finished.call
+    rows = finished.rows()
+    assert set(rows) == set(contents(data_set.root))
+    done = {path: (row.action, row.region_from) for path, row in rows.items() if path.endswith(".nii.gz")}
+    assert done == {
+        T1: ("reface", T1),
+        T2: ("reface", T1),
+        BOLD: ("deface", T1),
+        SEGMENTATION: ("empty", T1),
+        LATER: ("reface", LATER),
+        OTHER: ("reface", OTHER),
+        DEFACED: ("reface", DEFACED),
+        BROKEN: ("withhold", ""),
+    }
+    assert "already defaced" in rows[DEFACED].reason
+    assert "face region from the session's T1w" in rows[T2].reason
+    assert "cut short" in rows[BROKEN].reason and f"{BROKEN}: " in "\n".join(finished.call.out)
+    assert rows[BROKEN.replace(".nii.gz", ".json")].action == "leave"
+    assert not (finished.output / BROKEN).exists()
+    assert not (finished.output / "sourcedata").exists()
+
+
+@pytest.mark.parametrize(("path", "suffix"), [(T1, "T1w"), (T2, "T2w"), (LATER, "T1w"), (OTHER, "T1w")])
+def test_a_refaced_series_keeps_all_but_the_face_region(
+    finished: Finished, data_set: Heads, path: str, suffix: str
+):
+    before, after = Volume.read(data_set.root / path), Volume.read(finished.output / path)
+    region = region_of(finished, path, suffix)
+    assert np.array_equal(before.stored[~region], after.stored[~region])
+    assert np.array_equal(before.affine, after.affine) and before.stored.dtype == after.stored.dtype
+    assert 0.02 < region.mean() < 0.4
+
+
+def face_points(finished: Finished) -> np.ndarray:
+    """Where the original face of the first person was, well within it: (N, 3), mm of the T1w."""
+    region = region_of(finished, T1, "T1w")
+    return mapped(np.argwhere(binary_erosion(region, iterations=2)), Volume.read(finished.output / T1).affine)
+
+
+@pytest.mark.parametrize("path", [T1, T2])
+def test_no_tissue_of_the_original_face_is_left_in_any_series(finished: Finished, data_set: Heads, path: str):
+    """Where it lies in a series is known: the series were made from one head."""
+    before, after = Volume.read(data_set.root / path), Volume.read(finished.output / path)
+    at = mapped(mapped(face_points(finished), data_set.maps[path]), np.linalg.inv(before.affine))
+    index = np.unique(np.rint(at).astype(int), axis=0)
+    index = tuple(index[((index >= 0) & (index < before.shape)).all(axis=1)].T)
+    tissue = before.array[index] > skin_threshold(before.array, before.spacing)
+    assert np.count_nonzero(tissue) > 1000
+    same = before.stored[index] == after.stored[index]
+    assert same[tissue].mean() < 0.05  # by chance: the T1w has 8 bits
+
+
+def test_every_volume_of_a_time_series_is_emptied(finished: Finished, data_set: Heads):
+    before, after = (nib.load(folder / BOLD) for folder in (data_set.root, finished.output))
+    assert before.header.binaryblock == after.header.binaryblock
+    old, new = np.asarray(before.dataobj), np.asarray(after.dataobj)
+    region = region_of(finished, BOLD, "bold")
+    assert np.array_equal(old[~region], new[~region])
+    assert len(np.unique(new[region])) == 1
+    at = mapped(mapped(face_points(finished), data_set.maps[BOLD]), np.linalg.inv(before.affine))
+    index = np.unique(np.rint(at).astype(int), axis=0)
+    index = tuple(index[((index >= 0) & (index < old.shape[:3])).all(axis=1)].T)
+    assert region[index].mean() > 0.98
+
+
+def test_labels_are_emptied_alike(finished: Finished, data_set: Heads):
+    before, after = (Volume.read(folder / SEGMENTATION).stored for folder in (data_set.root, finished.output))
+    region = region_of(finished, T1, "T1w")
+    assert before[region].any() and not after[region].any()
+    assert np.array_equal(before[~region], after[~region])
+
+
+def test_one_person_gets_one_new_face(finished: Finished, data_set: Heads):
+    """Nine tenths of the skin in the face region lie within 2 mm, a voxel, at the other visit and in the other
+    series of the person, and nearer than in the original."""
+
+    def skin(path: Path, to_t1: np.ndarray) -> np.ndarray:
+        scan = Volume.read(path)
+        return mapped(skin_surface(scan.array, scan.affine).points, to_t1)
+
+    region, t1 = region_of(finished, T1, "T1w"), Volume.read(finished.output / T1)
+    face = skin(finished.output / T1, np.eye(4))
+    index = np.rint(mapped(face, np.linalg.inv(t1.affine))).astype(int).clip(0, np.array(t1.shape) - 1)
+    face = face[binary_erosion(region, iterations=2)[tuple(index.T)]]
+
+    def apart(path: Path, to_t1: np.ndarray) -> float:
+        return float(np.percentile(cKDTree(skin(path, to_t1)).query(face)[0], 90))
+
+    original = apart(data_set.root / T1, np.eye(4))
+    later = apart(finished.output / LATER, np.linalg.inv(data_set.maps[LATER]))
+    weighted = apart(finished.output / T2, np.linalg.inv(data_set.maps[T2]))
+    assert max(later, weighted) < 2.0, (later, weighted, original)
+    assert max(later, weighted) < 0.7 * original, (later, weighted, original)
+
+
+def test_a_single_scan_gets_the_same_face_from_the_same_key(
+    finished: Finished, data_set: Heads, refacecgan: Callable, tmp_path: Path
+):
+    options = ("--device", "cpu", "--threads", 1, "--identity", "02", "--key-file", finished.key)
+    done = refacecgan("reface", data_set.root / OTHER, tmp_path / "alone.nii.gz", *options)
+    assert done.status == 0, done
+    assert (tmp_path / "alone.nii.gz").read_bytes() == (finished.output / OTHER).read_bytes()
+
+
+def test_sidecars_and_description_say_what_was_done(finished: Finished):
+    sidecar = json.loads((finished.output / T1.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["MagneticFieldStrength"] == 3
+    assert sidecar["DeidentificationMethod"][0] == "none"
+    assert "replaced by a generated one" in sidecar["DeidentificationMethod"][1]
+    assert sidecar["DeidentificationMethodCodeSequence"][0]["CodeValue"] == "113102"
+    bold = json.loads((finished.output / BOLD.replace(".nii.gz", ".json")).read_text())
+    assert bold["TaskName"] == "rest" and "emptied" in bold["DeidentificationMethod"][0]
+    description = json.loads((finished.output / "dataset_description.json").read_text())
+    assert description["GeneratedBy"][-1]["Name"] == "RefaceCGAN"
+
+
+def test_the_log_and_the_page_know_every_series(finished: Finished, data_set: Heads):
+    lines = [json.loads(line) for line in (finished.output / "qc/log.jsonl").read_text().splitlines()]
+    assert {line["path"] for line in lines} == {T1, T2, BOLD, SEGMENTATION, LATER, OTHER, DEFACED, BROKEN}
+    assert next(line for line in lines if line["path"] == T2)["sharpness"] > 0.22
+    page = (finished.output / "qc/index.html").read_text()
+    assert page.count("data:image/jpeg") == 5 and BROKEN in page
+    for text in (page, (finished.output / "qc/log.jsonl").read_text()):
+        assert str(data_set.root.parent) not in text
+
+
+def test_pictures_of_originals_are_in_their_private_folder_alone(finished: Finished):
+    private = finished.output.parent / "private"
+    assert private.stat().st_mode & 0o077 == 0 and (private / "PRIVATE.txt").is_file()
+    pictures = [path.name for path in private.glob("*.jpg")]
+    page = (private / "originals.html").read_text()
+    assert len(pictures) == 5 and all(f'src="{name}"' in page for name in pictures)
+    assert not list(finished.output.rglob("*.jpg"))
+
+
+def test_the_bids_validator_finds_no_new_error(finished: Finished, data_set: Heads):
+    validator = shutil.which("bids-validator")
+    if not validator:
+        pytest.skip("bids-validator (npm) is not installed")
+
+    def errors(root: Path) -> set[str]:
+        done = subprocess.run([validator, str(root), "--json"], capture_output=True, text=True, check=False)
+        return {issue["key"] for issue in json.loads(done.stdout)["issues"]["errors"]}
+
+    assert errors(finished.output) <= errors(data_set.root)
+
+
+def test_a_second_run_does_nothing_again(finished: Finished, data_set: Heads, refacecgan: Callable):
+    records = finished.output / ".refacecgan" / "records"
+    before = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
+    bytes_before = images(finished.output)
+    again = refacecgan(
+        "dataset", data_set.root, finished.output, *OPTIONS, "--jobs", 1, "--key-file", finished.key
+    )
+    assert again.status == 3 and again.out == finished.call.out
+    assert {path: path.stat().st_mtime_ns for path in records.rglob("*.json")} == before
+    assert images(finished.output) == bytes_before
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
+    finished: Finished, data_set: Heads, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """Killed with two processes at work, the BIDS App on one person goes on on a Dask cluster."""
+    distributed = pytest.importorskip("distributed")
+    output = tmp_path / "out"
+    call = [
+        data_set.root,
+        output,
+        "participant",
+        "--participant-label",
+        "01",
+        *OPTIONS,
+        "--key-file",
+        finished.key,
+    ]
+    call = [str(part) for part in call]
+    program = subprocess.Popen(
+        [sys.executable, "-c", "from RefaceCGANLib.dataset.bids_app import main; main()", *call, "--jobs", "2"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not list(output.glob(".refacecgan/records/*/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(program.pid, signal.SIGKILL)
+    program.wait()
+    whole = {path: data for path, data in images(finished.output).items() if path.startswith("sub-01/")}
+    left = {path: data for path, data in images(output).items() if not Path(path).name.startswith(".refacecgan-")}
+    assert left.items() <= whole.items()
+    assert 1 <= len(list(output.glob(".refacecgan/records/*/*.json"))) < 5
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+    ) as cluster:
+        assert bids_app.main([*call, "--dask", cluster.scheduler_address, "--progress", "json"]) == 0
+    after = {path: data for path, data in images(output).items() if path.startswith("sub-")}
+    assert after == whole
+    assert not list(output.rglob(".refacecgan-*"))
+    shown = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert shown[-1]["done"] == shown[-1]["of"] == 5 and {"per_hour", "seconds_left"} <= set(shown[-1])
+    assert bids_app.main([str(data_set.root), str(output), "group"]) == 0
+    assert (output / "qc/index.html").read_text().count("data:image/jpeg") == 3
