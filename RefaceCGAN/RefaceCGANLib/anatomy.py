@@ -111,12 +111,13 @@ slice that must be in the first, too."""
 class Anatomy:
     """What `locate` found. Masks are bool (A, S, L) on the native grid in ASL order.
 
-    brain_mask: the brain.  face_region: what is emptied and generated.  second_brain: the second opinion on the
-    brain, eroded by 2 mm.  to_template: (4, 4) ASL index -> template RAS mm.  skin: intensity above air where tissue
-    begins (real values).  already_defaced: the scan came without a face, or with part of one.  misfit_mm, in_view:
-    how well the template fits, and how much of the average face the field of view holds (0..1).  disputed_ml: brain
-    by the second opinion in what would be the face region; none of it is left there.  agreement: Dice of the two
-    brain masks.  noisy_air: there is noise as bright as tissue where there is no signal."""
+        brain_mask: the brain.  face_region: what is emptied and generated.  second_brain: the second opinion
+    on the     brain, eroded by 2 mm.  to_template: (4, 4) ASL index -> template RAS mm.  skin: intensity above
+    air where tissue     begins (real values).  already_defaced: the scan came without a face, or with part of
+    one.  misfit_mm, in_view:     how well the template fits, and how much of the average face the field of
+    view holds (0..1).  disputed_ml: brain     by the second opinion in what would be the face region; none of
+    it is left there.  agreement: Dice of the two     brain masks.  noisy_air: there is noise as bright as
+    tissue where there is no signal."""
 
     view: AslView
     brain_mask: np.ndarray

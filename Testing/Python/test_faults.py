@@ -1,8 +1,8 @@
 """Inputs on which the tool once failed, and the kinds they stand for: no brain voxel changes, no original face
 stays, on any scan.
 
-The truth comes from elsewhere than the tool: from the scan before it was spoilt. The families of scans are those of
-Testing/benchmarks/brain_safety.py, of which a sample runs here.
+The truth comes from elsewhere than the tool: from the scan before it was spoilt. The families of scans are
+those of Testing/benchmarks/brain_safety.py, of which a sample runs here.
 """
 
 from __future__ import annotations
