@@ -211,7 +211,7 @@ class Refacer:
     def _located(self, volume: Volume, view: AslView, defaced: str, face_region: np.ndarray | None) -> Anatomy:
         """Brain and face of a scan; with a given face region (I, J, K), of the scan without what that holds."""
         if face_region is None:
-            return self._locate(volume, view, defaced)
+            return self.locate(volume, defaced)
         if face_region.shape != volume.shape:
             raise InputError("The face region has other voxels than the scan; give it on the scan's own grid.")
         region = np.ascontiguousarray(view.to_asl(face_region)).astype(bool)
@@ -221,14 +221,16 @@ class Refacer:
         stored = volume.stored.copy()
         view.to_asl(stored)[region] = kept.min() if volume.slope > 0 else kept.max()
         try:
-            found = self._locate(volume.with_stored(stored), view, "yes")
+            found = self.locate(volume.with_stored(stored), "yes")
         except CheckError as error:
             raise InputError(f"What the face region leaves is no whole head. {error}") from error
         if in_brain := np.count_nonzero(region & (found.brain_mask | found.second_brain)):
             raise InputError(f"The face region holds {in_brain} voxels of the brain; take them out of it.")
         return replace(found, face_region=region, already_defaced=False, disputed_ml=0.0)
 
-    def _locate(self, volume: Volume, view: AslView, defaced: str) -> Anatomy:
+    def locate(self, volume: Volume, defaced: str = "auto") -> Anatomy:
+        """Brain and face of a scan (`anatomy.locate`). Raises CheckError."""
+        view = AslView.of(volume)
         values = np.ascontiguousarray(view.to_asl(volume.array))
         values -= air_level(values)
         model = self.model

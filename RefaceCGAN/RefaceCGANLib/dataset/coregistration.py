@@ -144,17 +144,18 @@ def carry(anatomy: Anatomy, volume: Volume, found: np.ndarray, face: np.ndarray,
     view = AslView.of(volume)
     shape = view.to_asl(volume.stored).shape
     to_reference = np.linalg.inv(anatomy.view.asl_affine) @ np.linalg.inv(found) @ view.asl_affine
-    both = torch.from_numpy(np.stack([anatomy.brain_mask, anatomy.face_region]).astype(np.float32))
-    brain, region = (sample(both, to_reference, shape, "border") > 0.5).numpy()
+    masks = np.stack([anatomy.brain_mask, anatomy.second_brain, anatomy.face_region])
+    carried = sample(torch.from_numpy(masks.astype(np.float32)), to_reference, shape, "border") > 0.5
+    brain, second, region = carried.numpy()
     # beyond the reference's field of view there is no brain, but there is more face
     inside = _inside(to_reference, shape, anatomy.brain_mask.shape)
-    brain &= inside
+    brain, second = brain & inside, second & inside
     to_template = anatomy.to_template @ to_reference
     at = mapped(face, np.linalg.inv(to_template))
     in_view = float(((at > -0.5) & (at < np.array(shape) - 0.5)).all(axis=1).mean())
     return replace(
-        anatomy, view=view, brain_mask=brain, face_region=region & ~brain, to_template=to_template, skin=skin,
-        already_defaced=False, in_view=in_view, warnings=(),
+        anatomy, view=view, brain_mask=brain, second_brain=second, face_region=region & ~(brain | second),
+        to_template=to_template, skin=skin, already_defaced=False, in_view=in_view, warnings=(),
     )  # fmt: skip
 
 

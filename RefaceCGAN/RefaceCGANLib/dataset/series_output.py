@@ -98,7 +98,7 @@ def _defaced(session: _Session, one: Series, before: Volume, anatomy: Anatomy) -
     from ..defacing import empty_face
     from .session_work import checked
 
-    after = empty_face(before, anatomy)
+    after, _ = empty_face(before, anatomy)
     if one.phase and not anatomy.already_defaced:
         stored = before.stored.copy()
         anatomy.view.to_asl(stored)[anatomy.face_region] = before.to_stored(np.zeros(1))[0]

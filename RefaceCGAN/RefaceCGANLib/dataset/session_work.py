@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import __version__
-from ..anatomy import EMPTIED, IN_VIEW, Anatomy
+from ..anatomy import EMPTIED, IN_VIEW, Anatomy, air_level
 from ..checks import Check, check, enforce
 from ..errors import CheckError, RefaceError
-from ..grid import AslView, mapped, resample_axes
+from ..grid import mapped, resample_axes
 from ..volume import Volume
 from .coregistration import SHARPNESS, Grey, carry, near_brain, register, rigid, sharpness
 from .discovery import Layout, Series
@@ -289,16 +289,12 @@ class _Session:
     def anatomy_of(self, one: Series) -> Anatomy:
         """The anatomy that the series shows by itself, and where it lies in the template as the scan without its
         face shows it (`defacing`): this map leads to what is painted. Raises CheckError."""
-        from ..anatomy import locate
         from ..defacing import Defaced
 
         if one.path not in self.own:
-            volume = self.volume(one)
-            view = AslView.of(volume)
-            values = np.ascontiguousarray(view.to_asl(volume.array))
-            model = self.refacer.model
+            volume, model = self.volume(one), self.refacer.model
             try:
-                found = locate(values, view, model.anatomy, model.template)
+                found = self.refacer.locate(volume)
                 emptied = Defaced.of(volume, found, model.anatomy, model.template)
                 self.own[one.path] = replace(found, to_template=emptied.to_template)
             except RefaceError as error:
@@ -418,8 +414,6 @@ class _Session:
             action, reason = "deface", f"{what}, {one.unlike}; face region of its own."
         elif self.is_timeseries(one) and self.job.options.timeseries != "reface":
             action = "deface"
-            if anatomy.already_defaced:
-                return Decision("copy", f"{what}, already defaced.", one.path, anatomy, warnings, facts)
         return Decision(action, reason, one.path, anatomy, (*warnings, *anatomy.warnings), facts)
 
     def _what(self, one: Series) -> str:
@@ -502,9 +496,11 @@ class _Session:
         return mapped(at[:: max(1, len(at) // FACE_POINTS)], template.affine)
 
     def skin(self, volume: Volume) -> float:
+        """Where tissue begins, above the level of air (real values)."""
         from ..surface import skin_threshold
 
         small = resample_axes(volume.array, volume.spacing, 2.0)
+        small -= air_level(small)
         try:
             return skin_threshold(small, (2.0, 2.0, 2.0))
         except (RefaceError, ValueError):  # what shows nothing has no skin
@@ -568,7 +564,7 @@ def _name(one: Series) -> str:
 
 def checked(before: Volume, after: Volume, anatomy: Anatomy, expected_ml: float = 0.0) -> list[Check]:
     """The checks of a defaced scan. Raises CheckError with the first that failed."""
-    results = check(before, after, anatomy, anatomy.face_region, expected_ml)
+    results = check(before, after, anatomy, air_level(before.array), anatomy.face_region, expected_ml)
     results = [entry for entry in results if entry.name != "face_tissue_ratio"]  # there is to be no face
     enforce(results)
     return results
