@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from RefaceCGANLib.evaluation import page
 from RefaceCGANLib.evaluation.config import Study
 from RefaceCGANLib.evaluation.readable import readable
@@ -118,3 +122,27 @@ def test_the_glance_has_one_row_per_tool_and_a_column_per_volumetry(study: Study
         "tool", "excluded scans ↓", "normalised CR (%) ↓ x", "normalised CR (%) ↓ y", "seconds ↓",
     ]  # fmt: skip
     assert re.findall(r"<td(?: class=.name.)?>(.*?)</td>", glance) == ["mine", "1", "2", "8", "3.25"]
+
+
+def test_the_headline_says_whom_an_attacker_finds(study: Study) -> None:
+    head = pd.DataFrame([
+        {"tool": "mine", "worst_attacker": "learned, recogniser", "auc": 0.853, "auc_low": 0.8, "auc_high": 0.9,
+         "rank_1_percent": 12.0, "gallery": 40.0, "people": 117, "made_or_real_slices": 0.99},
+        {"tool": "other", "made_or_real_slices": 0.5},
+    ])  # fmt: skip
+    tables = {"table_headline": head}
+    text = page.html(study, tables, readable(tables), [], [])
+    said = " ".join(parsed(text).texts)
+    assert "tells the owner from one other person in 85 of 100 cases (AUC 0.85, 0.80 to 0.90" in said
+    assert "puts the owner first in 12 % of galleries of 40 (117 people)" in said
+    assert "0.85 (0.8 to 0.9)" in said and text.count("<li>") == 1
+    assert "anonym" not in text.lower()
+
+
+def test_slices_are_shown_as_they_are(study: Study) -> None:
+    picture = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    slices = {"a<b": {"mine": {"sagittal": picture, "axial": picture}}, "c": {"mine": {"sagittal": picture}}}
+    parser = parsed(page.html(study, TABLES, readable(TABLES), [], [], slices))
+    assert len(parser.pictures) == 3 and "#slices-before-and-after" in parser.links
+    content = base64.b64decode(parser.pictures[0].partition("base64,")[2])
+    assert np.array_equal(np.asarray(Image.open(BytesIO(content))), picture)

@@ -21,6 +21,7 @@ from RefaceCGANLib.evaluation import config, figures, pool, stages, tidy
 from RefaceCGANLib.evaluation.exclusion import Reference, changed
 from RefaceCGANLib.evaluation.faces import Look
 from RefaceCGANLib.evaluation.reidentification import VIEWS
+from RefaceCGANLib.evaluation.skin_shape import CENTRE
 from RefaceCGANLib.evaluation.store import Store
 from RefaceCGANLib.evaluation.study import evaluate, markdown
 from RefaceCGANLib.evaluation.volumetry import Segmentation
@@ -52,6 +53,7 @@ class Stand:
         monkeypatch.setattr(stages, "portraits", self.portraits)
         monkeypatch.setattr(stages, "models_of", lambda _: self)
         monkeypatch.setattr(stages, "rescan", self.rescan)
+        monkeypatch.setattr(stages, "place_in_template", self.place)
         monkeypatch.setattr(stages, "backend_of_table", lambda table: self)
         monkeypatch.setattr(figures, "draw_all", lambda *_: [])
         monkeypatch.setattr(tidy, "RESAMPLES", 99)
@@ -77,6 +79,12 @@ class Stand:
 
     def rescan(self, volume: Volume, rng: np.random.Generator) -> Volume:
         return volume.with_stored(volume.stored + np.int16(rng.integers(1, 9)))
+
+    def place(self, volume: Volume) -> np.ndarray:
+        """The head's middle is the one of the template."""
+        matrix = volume.affine.copy()
+        matrix[:3, 3] = np.array(CENTRE) - 2 * 8
+        return matrix
 
     def segment(self, volume: Volume) -> Segmentation:
         self.done["segment"] += 1
@@ -225,7 +233,44 @@ def test_it_writes_tables_figures_and_a_page(
     drawn = {path.suffix for path in (out / "figures").iterdir()}
     assert drawn == {".png", ".pdf"}
     page = (out / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == len(list((out / "figures").glob("*.png")))
+    slices = page.count('class="voxels"')
+    assert page.count("data:image/png;base64,") == len(list((out / "figures").glob("*.png"))) + slices
+    assert slices == 3 * 3  # the copies changed nothing
+
+
+def test_brain_voxels_are_counted_in_masks_of_others(folder: Path, stand: Stand) -> None:
+    evaluate(study_file(folder))
+    table = pd.read_csv(folder / "out" / "table.csv")
+    one_voxel = 2**3 / 1000
+    by_labels = values_of(table, "twin", "brain_changed_ml", "labels")
+    assert by_labels == pytest.approx(dict.fromkeys(PEOPLE, one_voxel))
+    assert values_of(table, "copy", "brain_changed_ml", "labels") == dict.fromkeys(PEOPLE, 0.0)
+    by_backend = values_of(table, "twin", "brain_changed_ml", "thirds")  # 3 mm smaller: without the corner
+    assert by_backend == {"ann": 0.0, "bob": 0.0}
+    left = values_of(table, "copy", "skin_left_percent"), values_of(table, "twin", "skin_left_percent")
+    assert set(left[0].values()) <= {100.0} and set(left[0]) == set(left[1])
+
+
+def test_attackers_learn_from_further_people(folder: Path, stand: Stand) -> None:
+    for number in range(10, 22):
+        values = person(number)
+        values[FACE] = 505 + 20 * number
+        write(folder / "pairs" / f"pair{number}.nii.gz", values)
+        write(folder / "copy" / f"pair{number}.nii.gz", values)
+        write(folder / "twin" / f"pair{number}.nii.gz", np.where(values > 600, np.int16(650), values))
+    path = study_file(folder, more='[attackers]\npairs = ["pairs/*.nii.gz"]\n')
+    evaluate(path)
+    before = stand.done.copy()
+    attackers = pd.read_csv(folder / "out" / "tables" / "table_attackers.csv")
+    mine = attackers[(attackers["tool"] == "copy") & (attackers["judged"] == "all")].set_index("attacker")
+    assert mine.loc["standard, recogniser", "people"] == 15 and mine.loc["standard, recogniser", "found"] > 0.99
+    assert set(attackers["judged"]) == {"all", "originals of the study"}
+    head = pd.read_csv(folder / "out" / "tables" / "table_headline.csv").set_index("tool")
+    assert head.loc["copy", "auc"] >= head.loc["twin", "auc"] and head.loc["twin", "by_mask"] == "labels"
+    assert not list((folder / "out" / "work" / "pair10").glob("files*"))  # their outputs are not kept
+    (folder / "out" / "index.html").unlink()
+    evaluate(path)
+    assert stand.done == before
 
 
 # --- going on ---------------------------------------------------------------------------------------------

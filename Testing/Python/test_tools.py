@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from RefaceCGANLib import Refacer, Result, Volume
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.evaluation.tools import loaded, on_grid_of, tool_of
+from RefaceCGANLib.evaluation.tools import WITHOUT, loaded, on_grid_of, tool_of
 
 PYTHON = sys.executable
 AFFINE = np.array([[0, 0, 2.0, -20], [2.0, 0, 0, -30], [0, -2.0, 0, 25], [0, 0, 0, 1]])
@@ -322,3 +322,37 @@ def test_niimath_runs_for_real(heads: Path, tmp_path: Path) -> None:
     emptied = (output.array == 0) & (original.array > 500)
     assert 0.02 < emptied.mean() < 0.2
     np.testing.assert_allclose(output.array[~emptied & (output.array > 0)].mean(), 1000, rtol=0.5)
+
+
+# --- ablations and the floor ------------------------------------------------------------------------------
+
+
+def test_an_ablation_leaves_out_one_part() -> None:
+    whole = loaded("default", "cpu")
+    without = {what: loaded("default", "cpu", without=what) for what in WITHOUT[::2]}
+    assert without["generator"].model.card["shape_spread"] == whole.model.card["shape_spread"]
+    assert without["generator"].model.generator is not whole.model.generator
+    assert without["shape"].model.card["shape_spread"] < 0.01 < whole.model.card["shape_spread"]
+    assert tool_of({"kind": "reface", "without": "dropout"}).settings["dropout"] == 0
+    kinds = [tool_of({"kind": "reface"} | ({"without": what} if what else {})) for what in ("", *WITHOUT)]
+    assert len({json.dumps(tool.settings) for tool in kinds}) == 4
+    with pytest.raises(InputError, match="without must be one of generator, dropout, shape"):
+        tool_of({"kind": "reface", "without": "brain"})
+
+
+@pytest.mark.heads
+def test_the_floor_carries_another_persons_real_face(heads: Path, tmp_path: Path) -> None:
+    names = "ixi094", "ixi095"
+    donors = [f"val/{name}.nii.gz" for name in names]
+    tool = tool_of({"kind": "other-face", "donors": donors}, heads)
+    original = Volume.read(heads / donors[0])
+    tool.run(heads / donors[0], tmp_path / "out.nii.gz")  # of two donors, only the other one may be taken
+    output = Volume.read(tmp_path / "out.nii.gz")
+    anatomy = loaded("default", "cpu").prepare(original).anatomy
+    region = anatomy.view.to_native(anatomy.face_region)
+    different = output.array != original.array
+    assert not different[~region].any() and different[region].mean() > 0.5
+    before, after = original.array[region], output.array[region]
+    assert after.mean() == pytest.approx(before.mean(), rel=0.4)
+    with pytest.raises(InputError, match="at least two scans"):
+        tool_of({"kind": "other-face", "donors": donors[:1]}, heads)

@@ -23,6 +23,10 @@ Testing/benchmarks/val.toml of the repository is a whole example. All paths are 
     [faces.thresholds]                   # distances, in place of those of false_match_rate
     arcface = 0.4
 
+    [attackers]                          # left out: they learn from the originals alone pairs =
+    ["train/*.nii.gz"]           # of the gallery: people whose outputs the learned attacker learns from, too
+    seeds = 2                            # outputs of each, with the tool's first seeds
+
     [volumetry]                          # left out: none
     scans = ["a", "b"]                   # of these originals alone; left out: of all
     backends = [{name = "meshnet", weights = "model18cls"}, {name = "hmrf", weights = "mindgrab"}]
@@ -55,9 +59,10 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 class Study:
     """A configuration, checked; all paths are absolute.
 
-    originals, gallery, training: scan name -> path (gallery: all originals and others).  tools: their [[tool]]
-    tables.  embedders: name -> path or table.  backends: tables.  volumetry: names of scans.  volumes: name -> CSV
-    file.  epochs: tool -> (epoch, dropout)."""
+    originals, gallery, training, pairs: scan name -> path (gallery: all originals and others; pairs: what the
+    learned attacker learns from, besides the originals, with `pair_seeds` outputs each).  tools: their [[tool]]
+    tables.  embedders: name -> path or table.  backends: tables.  volumetry: names of scans.  volumes: name ->
+    CSV file.  epochs: tool -> (epoch, dropout)."""
 
     path: Path
     output: Path
@@ -72,6 +77,8 @@ class Study:
     thresholds: dict[str, float] = field(default_factory=dict)
     gallery: dict[str, Path] = field(default_factory=dict)
     training: dict[str, Path] = field(default_factory=dict)
+    pairs: dict[str, Path] = field(default_factory=dict)
+    pair_seeds: int = 2
     backends: list[dict[str, Any]] = field(default_factory=list)
     volumetry: frozenset[str] = frozenset()
     volumes: dict[str, Path] = field(default_factory=dict)
@@ -100,9 +107,14 @@ def read(path: Path) -> Study:
         for table in tables
         if "epoch" in table
     }
-    faces, volumetry = (_Table(top.take(key, dict, {}), path, f"{key}.") for key in ("faces", "volumetry"))
+    faces, attackers, volumetry = (
+        _Table(top.take(key, dict, {}), path, f"{key}.") for key in ("faces", "attackers", "volumetry")
+    )
     further = _scans(faces, "gallery", pattern) if "gallery" in faces.left else {}
     training = _scans(faces, "training", pattern) if "training" in faces.left else {}
+    pairs = _scans(attackers, "pairs", pattern) if "pairs" in attackers.left else {}
+    pair_seeds = attackers.take("seeds", int, 2)
+    further = _together(further, {name: scan for name, scan in pairs.items() if name not in originals}, path)
     _together(originals | further, training, path)
     detector = faces.take("detector", str) if faces.left else None
     some = volumetry.take("scans", list, list(originals))
@@ -122,6 +134,8 @@ def read(path: Path) -> Study:
         thresholds=_numbers(faces.take("thresholds", dict, {}), path, "faces.thresholds"),
         gallery=_together(originals, further, path) if detector else {},
         training=training,
+        pairs={name: scan for name, scan in pairs.items() if name not in originals} if detector else {},
+        pair_seeds=pair_seeds,
         backends=[_with_paths(table, path) for table in volumetry.take("backends", list, [])],
         volumetry=frozenset(map(str, some)),
         volumes={
@@ -129,7 +143,7 @@ def read(path: Path) -> Study:
         },
         epochs=epochs,
     )  # fmt: skip
-    for table in (top, faces, volumetry):
+    for table in (top, faces, attackers, volumetry):
         table.nothing_left()
     _check(study, tables)
     return study
@@ -151,8 +165,10 @@ def _check(study: Study, tables: list[dict[str, Any]]) -> None:
             raise InputError(f"{study.path}: each volumetry and embedder needs its own name, without a slash.")
     if study.detector and not study.embedders:
         raise InputError(f"{study.path}: faces.embedders names none; add one.")
-    if not 0 < study.false_match_rate < 1 or study.workers < 1:
-        raise InputError(f"{study.path}: false_match_rate lies between 0 and 1, and workers is at least 1.")
+    if not 0 < study.false_match_rate < 1 or study.workers < 1 or study.pair_seeds < 1:
+        raise InputError(
+            f"{study.path}: false_match_rate lies between 0 and 1; workers and attackers.seeds are at least 1."
+        )
 
 
 class _Table:

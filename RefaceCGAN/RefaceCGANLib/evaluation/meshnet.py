@@ -125,6 +125,20 @@ class Network:
             scores = (_convolve(part, last, bias) for part in maps.split(SLAB, 2))
             return torch.cat([part[0].argmax(0).to(torch.uint8) for part in scores]).numpy()
 
+    def hidden(self, image: np.ndarray, layers: int) -> Iterator[Tensor]:
+        """The activations of the first layers, one layer after the other: tensors (channels, X, Y, Z), which the
+        next step overwrites; image as in `label`."""
+        import torch
+
+        maps = torch.from_numpy(image)[None, None].contiguous(memory_format=torch.channels_last_3d)
+        air = torch.zeros(1)
+        for layer in self._layers[:layers]:
+            with torch.inference_mode():
+                bias = layer.bias + layer.kernel.sum((2, 3, 4)) @ air
+                maps = _convolve(maps, layer, bias)
+                air = _activate(maps, layer, bias)
+            yield maps[0]
+
 
 def _layers(model: dict[str, Any], weights: np.ndarray) -> list[_Layer]:
     """The layers of a TensorFlow.js model. Raises ValueError, KeyError, ... where they are no MeshNet's."""

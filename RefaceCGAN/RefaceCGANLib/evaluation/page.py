@@ -22,6 +22,7 @@ from .statistics import LIMITS
 from .tidy import ORIGINAL
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 Figure = tuple[str, str, Path]
@@ -42,6 +43,23 @@ SEEDS = (
     "Columns as in the table of re-identification."
 )
 SECTIONS = (
+    Section(
+        "Attackers",
+        "Who finds the owner of an output among originals? AUC 0.5 is chance: an attacker who is given the output "
+        "and two originals, the owner's and somebody else's, picks the owner half of the time; at 1 always. An "
+        "attacker may use a score in either direction (<em>found</em>): a face that is always least like its "
+        "owner's gives the owner away as well. Intervals: bootstrap over people. A tool is as good as its worst "
+        "attacker says, and a better attacker may exist.",
+        ("table_attackers",),
+        (),
+    ),
+    Section(
+        "Made or real",
+        "Can an output be told from an original, in slices and in renders? AUC 0.5 is best. Data whose tissue "
+        "gives itself away tell every program that reads them which part was made.",
+        ("table_made_or_real",),
+        (),
+    ),
     Section(
         "Exclusions",
         "Was the brain left alone (C1), is the face gone (C2), and can the original be segmented at all (C3)? "
@@ -123,15 +141,18 @@ def html(
     texts: Mapping[str, pd.DataFrame],
     figures: Sequence[Figure],
     failures: Sequence[Failure],
+    slices: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]] | None = None,
 ) -> str:
-    """The whole page. tables, texts: the tables with numbers, and as texts.  figures: what was drawn."""
+    """The whole page. tables, texts: the tables with numbers, and as texts.  figures: what was drawn.  slices:
+    scan -> tool -> plane -> original and output side by side, uint8 (H, 2 W)."""
     title = f"De-identification study: {study.path.stem}"
     known = [
         section for section in SECTIONS
         if any(name.startswith(section.tables) for name in texts if section.tables)
         or any(path.name.startswith(section.figures) for *_, path in figures if section.figures)
     ]  # fmt: skip
-    names = ["At a glance", "Failures", *(section.title for section in known), "How this was made"]
+    shown = ["Slices, before and after"] if slices else []
+    names = ["At a glance", "Failures", *shown, *(section.title for section in known), "How this was made"]
     links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in names)
     count = f"{len(study.originals)} scans, {len(study.tables)} tools, {datetime.now(UTC):%d %B %Y}"
     parts = [
@@ -141,10 +162,11 @@ def html(
         f"<nav>{links}</nav></header>",
         _section(
             "At a glance",
-            "One row for each tool; arrows say where better is. Averages hide single people: read on below.",
-            _glance(tables) + _verdict(failures),
+            "One row for each tool. Averages hide single people, and not every attack was tried: read on.",
+            _headline(tables, texts) + _verdict(failures),
         ),
         _section("Failures", *_failures(failures)),
+        *([_slices(shown[0], slices)] if slices else []),
         *(_filled(section, texts, figures) for section in known),
         _section(
             "How this was made", "Everything that is needed to repeat it, besides the scans.", _settings(study)
@@ -218,7 +240,7 @@ def _verdict(failures: Sequence[Failure]) -> str:
     return f'<p class="note">Not everything succeeded: see <a href="#failures">Failures</a> ({tools}).</p>'
 
 
-NAMES = {"tool", "embedder", "backend", "region", "device", "scan", "step", "reason", "what", "value", "settings"}
+NAMES = {"tool", "worst attacker", "attacker", "judged", "where", "by mask", "embedder", "backend", "region", "device", "scan", "step", "reason", "what", "value", "settings"}
 """The columns that hold words."""
 
 
@@ -228,6 +250,64 @@ class Column(NamedTuple):
     head: str
     table: str
     column: str
+
+
+def _headline(tables: Mapping[str, pd.DataFrame], texts: Mapping[str, pd.DataFrame]) -> str:
+    """The headline table and a sentence for each tool; without attackers, the means of what was measured."""
+    if "table_headline" not in texts:
+        return _glance(tables)
+    rows = tables["table_headline"].to_dict("records")
+    said = "".join(f"<li>{escape(finding(row))}</li>" for row in rows if _attacked(row))
+    table = _table(texts["table_headline"], CAPTIONS["table_headline"], "table_headline")
+    return table + (f"<ul>{said}</ul>" if said else "")
+
+
+def _attacked(row: Mapping[Any, Any]) -> bool:
+    return isinstance(row.get("worst_attacker"), str)
+
+
+def finding(row: Mapping[Any, Any]) -> str:
+    """What the worst attacker finds, in one sentence. row: of table_headline."""
+    interval = f"AUC {row['auc']:.2f}, {row['auc_low']:.2f} to {row['auc_high']:.2f}; chance is 0.50"
+    return (
+        f"{row['tool']}: the attacker “{row['worst_attacker']}” tells the owner from one other person in "
+        f"{100 * row['auc']:.0f} of 100 cases ({interval}), and puts the owner first in "
+        f"{row['rank_1_percent']:.0f} % of galleries of {row['gallery']:.0f} ({row['people']:.0f} people)."
+    )
+
+
+def _slices(title: str, slices: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> str:
+    """All slices, one fold for each scan, one pixel a voxel."""
+    text = (
+        "Left the original, right the output, in the original's grey window, one pixel of the picture a voxel. "
+        "Look for tissue: skin, fat, muscle, eyes, the nasal cavity, as sharp and as noisy as what was kept; for edges "
+        "where the new part begins; and for what of the old face is left."
+    )
+    body = ""
+    for scan, tools in slices.items():
+        inner = ""
+        for tool, planes in tools.items():
+            pictures = "".join(_voxels(pair, f"{scan}, {tool}, {name}") for name, pair in planes.items())
+            inner += f"<figure><figcaption>{escape(tool)}</figcaption>{pictures}</figure>"
+        state = "" if body else " open"
+        body += f"<details{state}><summary>{escape(scan)}</summary>{inner}</details>"
+    return _section(title, text, body)
+
+
+def _voxels(picture: np.ndarray, what: str) -> str:
+    source = f"data:image/png;base64,{_png(picture)}"
+    return f'<img class="voxels" src="{source}" alt="{escape(what)}">'
+
+
+def _png(picture: np.ndarray) -> str:
+    """Base64 of a PNG of grey values, uint8 (H, W)."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    file = BytesIO()
+    Image.fromarray(picture).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 GLANCE = (
@@ -279,6 +359,7 @@ def _settings(study: Study) -> str:
         "originals": ", ".join(study.originals),
         "brain masks": "given" if study.masks else "of the anatomy network",
         "gallery": f"{len(study.gallery)} originals" if study.detector else "",
+        "attackers learn from": f"{len(study.pairs)} further people" if study.pairs else "",
         "training faces": len(study.training) or "",
         "face models": ", ".join(study.embedders),
         "false match rate": f"{study.false_match_rate:g}" if study.detector else "",
@@ -337,6 +418,10 @@ a { color: var(--link); }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; padding: .6rem 0; font-size: .92rem; }
 section { border-top: 1px solid var(--line); padding: 1.5rem 0; }
 figure { margin: 0 0 1.75rem; }
+img.voxels { display: inline-block; image-rendering: pixelated; border-radius: 0; margin: 0 .5rem .4rem 0;
+  max-width: none; }
+details { margin-bottom: .6rem; overflow-x: auto; }
+summary { cursor: pointer; font-weight: 600; }
 figcaption { font-size: .88rem; max-width: 56rem; margin-bottom: .4rem; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; margin-bottom: .4rem; }
 .table div { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }

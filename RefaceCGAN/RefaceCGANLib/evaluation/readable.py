@@ -14,6 +14,22 @@ NOTHING = "–"
 WORDS = {"percent": "(%)", "ml": "(ml)", "auc": "AUC", "cr": "CR", "ncr": "nCR"}
 
 CAPTIONS = {
+    "table_headline":
+    "One row per tool. Worst attacker: of all that were tried, the one that finds most owners, and its "
+    "AUC (0.5: chance; 1: the owner is always found). Made or real: AUC of a classifier that tells "
+    "outputs from originals (0.5: it cannot). Fine texture and local contrast: output over original (1 "
+    "is best). Brain changed: by the named mask, which none of the tools has made. nCR and Dice: mean "
+    "over regions. In brackets: 95 % intervals by bootstrap over people.",
+    "table_attackers":
+    "Each attacker against each tool. AUC: share of other people whose original scores lower than the "
+    "owner's, 0.5 is chance; found: the same in the direction that finds more, as an attacker uses "
+    "either. Standard: a face recogniser. Informed: knows this program, and compares the skins. "
+    "Learned: a ridge regression from outputs to originals of other people, in cross-validation over "
+    "people.",
+    "table_made_or_real":
+    "AUC of a classifier that has seen other people's originals and outputs and tells made from real, "
+    "in cross-validation over people; 0.5 is best. Slices: a random forest on patches of 16 mm of the "
+    "tissue that was changed. Renders: a linear classifier on embeddings.",
     "table_2_exclusions": "How many scans meet an exclusion criterion: C1 brain voxels changed, C2 face not "
     "removed, C3 segmentation of the original failed (in any backend). Unmeasured: C1 or C2 is not known.",
     "table_2_excluded_scans": "The scans behind these counts.",

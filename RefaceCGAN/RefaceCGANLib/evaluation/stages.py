@@ -2,9 +2,13 @@
 
     original ─► reference ─────────────┐
        │  └───► look, look at a re-scan │
+       │  └───► place in the template   │
        │  └───► segmentation ───────────┤
        └─► tool ─► output ─► comparison ┴─► rows of the tidy table
-                     └─► look     └─► segmentation, Dice
+                     └─► look, skin  └─► segmentation, Dice, brain changed
+                     └─► tissue, slices
+
+Of the people whom attackers learn from, besides the originals, outputs are looked at and not kept.
 
 A stage that fails is a failure of its scan and tool, with its reason, and what does not need it goes on.
 """
@@ -15,6 +19,7 @@ import hashlib
 import json
 import logging
 import math
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,12 +36,14 @@ from ..volume import Volume
 from .config import Study
 from .pool import Say, reason
 from .reidentification import SIZE, VIEWS, FaceModels, Look, portraits, rescan
+from .skin_shape import place_in_template, skin_distances, skin_left_percent
 from .store import Store, code, stamp
 from .tidy import ORIGINAL
 from .tools import ENGINE, Tool, loaded
 
 if TYPE_CHECKING:
     from .exclusion import Reference
+    from .meshnet import Network
     from .volumetry import Backend, Segmentation
 
 log = logging.getLogger(__name__)
@@ -45,6 +52,10 @@ RUN, LOOK, SEGMENT = 5.0, 3.0, 40.0
 """About how many seconds a stage takes: what the progress counts."""
 VOLUMETRY = "volumetry", "volumetry_external", "meshnet"
 OUTPUT, LABELS, PICTURES, NUMBERS = "output.nii.gz", "labels.nii.gz", "pictures.npz", "numbers.json"
+SKIN, PLACE, SLICES = "skin.npy", "place.npy", "slices.npz"
+TISSUE, SHAPE = 6.0, 2.0
+ERODED_MM = 3.0
+"""By which a network's brain mask is made smaller before voxels in it count as brain."""
 
 Row = tuple[str, str, str, str, float]
 """scan, tool, measure, part, value"""
@@ -66,6 +77,8 @@ def measure(task: tuple[Study, str], say: Say) -> Measured:
     scan = Scan(study, name)
     if name not in study.originals:
         scan.try_look(say)
+        if name in study.pairs:
+            scan.measure_pairs(say)
         return scan.measured
     kept = scan.kept
     if not kept.is_file():
@@ -119,6 +132,32 @@ class Scan:
     def look_place(self, tool: Tool | None, seed: int | None = None) -> Path:
         return self.store.path(self.name, "look", self.look_key(tool, seed))
 
+    def skin_key(self, tool: Tool | None, seed: int | None = None) -> list[Any]:
+        return [self.output_key(tool, seed), self.place_key(), code("surface", "evaluation/skin_shape")]
+
+    def place_key(self) -> list[Any]:
+        files = Model.load(DEFAULT).card["files"]
+        anatomy = [files[role]["sha256"] for role in ("anatomy", "template")]
+        return [self.source, anatomy, code("anatomy", "grid", "evaluation/skin_shape")]
+
+    def skin_place(self, tool: Tool | None, seed: int | None = None) -> Path:
+        return self.store.path(self.name, "skin", self.skin_key(tool, seed))
+
+    def tissue_key(self, tool: Tool) -> list[Any]:
+        weights = self.meshnet_folder
+        program = code("surface", "evaluation/tissue", "evaluation/meshnet", "evaluation/measure")
+        return [self.output_key(tool, first(tool)), self.source, stamp(weights) if weights else None, program]
+
+    def tissue_place(self, tool: Tool) -> Path:
+        return self.store.path(self.name, "tissue", self.tissue_key(tool))
+
+    @property
+    def meshnet_folder(self) -> Path | None:
+        """Of the MeshNet whose layers tell made from real; of the originals alone, as it takes a while."""
+        if self.name not in self.study.originals:
+            return None
+        return next((Path(t["weights"]) for t in self.study.backends if t["name"] == "meshnet"), None)
+
     def rescan_place(self) -> Path:
         return self.store.path(self.name, "rescan", self.look_key(None))
 
@@ -133,12 +172,26 @@ class Scan:
         """All rows of this scan, where nothing failed: a whole study that is done is read in seconds."""
         keys = [
             [tool.name, tool.device, [self.look_key(tool, seed) for seed in tool.seeds or [None]],
-             {name: self.segment_key(name, tool) for name in self.backends}]
+             {name: self.segment_key(name, tool) for name in self.backends}, self.tissue_key(tool),
+             self.place_key(), self.slices_key(tool)]
             for tool in self.tools
         ]  # fmt: skip
         program = code(*(f"evaluation/{name}" for name in ("stages", "exclusion", "realism", "reidentification")))
         original = [program, self.look_key(None), {n: self.segment_key(n, None) for n in self.backends}]
         return self.store.path(self.name, "rows", [self.reference_key(), original, keys]).with_suffix(".json")
+
+    @property
+    def pairs_kept(self) -> bool:
+        """Whether all that a learned attacker learns from this scan is there."""
+        places = [self.look_place(None), self.skin_place(None)]
+        for tool in self.tools:
+            for seed in self.pair_seeds(tool):
+                places += [self.look_place(tool, seed), self.skin_place(tool, seed)]
+            places.append(self.tissue_place(tool))
+        return all(place.is_dir() for place in places)
+
+    def pair_seeds(self, tool: Tool) -> list[int | None]:
+        return list(tool.seeds[: self.study.pair_seeds]) or [None]
 
     def keep(self) -> None:
         write_json({"rows": self.measured.rows}, self.kept)
@@ -178,28 +231,63 @@ class Scan:
                 self.compare(tool, reference)
         with self.trying(tool.name, "seam", say, 0.0):
             self.seam(tool)
+        with self.trying(tool.name, "tissue", say, TISSUE):
+            self.tissue(tool)
+        with self.trying(tool.name, "slices", say, 0.0):
+            self.slices(tool)
         for seed in drawn[1:]:
             with self.trying(tool.name, f"output, seed {seed}", say, RUN):
                 self.output(tool, seed)
         for seed in drawn if self.study.detector else []:
             with self.trying(tool.name, "look" if seed == first(tool) else f"look, seed {seed}", say, LOOK):
                 self.look(tool, seed)
+            with self.trying(tool.name, "skin" if seed == first(tool) else f"skin, seed {seed}", say, SHAPE):
+                self.skin(tool, seed)
         for backend in self.backends:
             with self.trying(tool.name, backend, say, SEGMENT):
                 self.segment(backend, tool)
+        with self.trying(tool.name, "brain changed", say, 0.0):
+            self.brain_changed(tool)
+
+    def measure_pairs(self, say: Say) -> None:
+        """What a learned attacker learns from a scan that is none of the originals. Its outputs are not kept."""
+        with self.trying(ORIGINAL, "skin", say, SHAPE):
+            self.skin(None)
+        for tool in self.tools:
+            for seed in self.pair_seeds(tool):
+                with self.trying(tool.name, f"pair, seed {seed}", say, RUN + LOOK + SHAPE + TISSUE):
+                    self.measure_pair(tool, seed)
+
+    def measure_pair(self, tool: Tool, seed: int | None) -> None:
+        wanted = [self.look_place(tool, seed), self.skin_place(tool, seed)]
+        if seed == first(tool):
+            wanted.append(self.tissue_place(tool))
+        if all(place.is_dir() for place in wanted):
+            return
+        with tempfile.TemporaryDirectory(prefix="refacecgan-") as folder:
+            path = Path(folder) / OUTPUT
+            tool.run(self.path, path, seed)
+            output = Volume.read(path)
+        self.look(tool, seed, output)
+        self.skin(tool, seed, output)
+        if seed == first(tool):
+            self.tissue(tool, output)
 
     def work(self) -> float:
         """How much `measure` has to say."""
-        look = 2 * LOOK if self.study.detector else 0.0
+        look = 2 * LOOK + SHAPE if self.study.detector else 0.0
         return RUN + look + SEGMENT * len(self.backends) + sum(self.tool_work(tool) for tool in self.tools)
 
     def tool_work(self, tool: Tool) -> float:
-        look = LOOK if self.study.detector else 0.0
-        return max(1, len(tool.seeds)) * (RUN + look) + SEGMENT * len(self.backends)
+        look = LOOK + SHAPE if self.study.detector else 0.0
+        return max(1, len(tool.seeds)) * (RUN + look) + TISSUE + SEGMENT * len(self.backends)
 
     def look_work(self) -> float:
-        """How much `try_look` has to say."""
-        return LOOK
+        """How much `measure` has to say of a scan that is none of the originals."""
+        if self.name not in self.study.pairs:
+            return LOOK
+        outputs = sum(len(self.pair_seeds(tool)) for tool in self.tools)
+        return LOOK + SHAPE + outputs * (RUN + LOOK + SHAPE + TISSUE)
 
     @contextmanager
     def trying(self, tool: str, stage: str, say: Say, work: float) -> Iterator[None]:
@@ -275,11 +363,101 @@ class Scan:
             with self.trying(ORIGINAL, "look", say, LOOK):
                 self.look(None)
 
-    def look(self, tool: Tool | None, seed: int | None = None) -> None:
+    def place(self) -> np.ndarray:
+        """(4, 4) voxel index of the original -> template RAS mm."""
+
+        def make(folder: Path) -> None:
+            np.save(folder / PLACE, place_in_template(self.original))
+
+        found: np.ndarray = np.load(self.store.get(self.name, "place", self.place_key(), make) / PLACE)
+        return found
+
+    def skin(self, tool: Tool | None, seed: int | None = None, output: Volume | None = None) -> None:
+        """The shape of the skin of an output, or of the original, and how much of the original's is left."""
+
+        def make(folder: Path) -> None:
+            volume = output or self.volume(tool, seed)
+            threshold = skin_threshold(self.original.array, self.original.spacing)
+            np.save(folder / SKIN, skin_distances(volume.array, self.place(), threshold))
+
+        place = self.store.get(self.name, "skin", self.skin_key(tool, seed), make)
+        if tool and seed == first(tool) and self.name in self.study.originals:
+            self.skin(None)
+            own = np.load(self.skin_place(None) / SKIN)
+            self.add(tool.name, "skin_left_percent", "", skin_left_percent(own, np.load(place / SKIN)))
+
+    def tissue(self, tool: Tool, output: Volume | None = None) -> None:
+        """Patches of original and output, and how much texture is left."""
+        from .measure import tissue_of
+
+        def make(folder: Path) -> None:
+            network = network_of(str(self.meshnet_folder)) if self.meshnet_folder else None
+            volume = output or self.volume(tool, first(tool))
+            *both, ratios = tissue_of(self.original, volume, network)
+            for name, patches in zip(("real", "made"), both, strict=True):
+                patches.write(folder / f"{name}.npz")
+            write_numbers(ratios, folder / NUMBERS)
+
+        place = self.store.get(self.name, "tissue", self.tissue_key(tool), make)
+        if self.name in self.study.originals:
+            for name, value in read_numbers(place / NUMBERS).items():
+                self.add(tool.name, name, "", value)
+
+    def slices_key(self, tool: Tool) -> list[Any]:
+        return [self.output_key(tool, first(tool)), self.source, code("evaluation/slices")]
+
+    def slices_place(self, tool: Tool) -> Path:
+        return self.store.path(self.name, "slices", self.slices_key(tool))
+
+    def slices(self, tool: Tool) -> None:
+        """Slices of original and output at full resolution, for the eye."""
+        from .slices import slices_of
+
+        def make(folder: Path) -> None:
+            pairs = slices_of(self.original, self.volume(tool, first(tool)))
+            with open(folder / SLICES, "wb") as file:
+                np.savez_compressed(file, **pairs)  # type: ignore[arg-type]
+
+        self.store.get(self.name, "slices", self.slices_key(tool), make)
+
+    def brain_changed(self, tool: Tool) -> None:
+        """Brain voxels changed, in ml, by masks that no tool under test has made: the labels that are given, and
+        the original's segmentation by each backend, eroded by `ERODED_MM`."""
+        from .exclusion import changed
+
+        def make(folder: Path) -> None:
+            different = changed(self.original, self.volume(tool, first(tool)))
+            voxel_ml = float(np.prod(self.original.spacing)) / 1000
+            counts = {name: np.count_nonzero(different & mask) for name, mask in self.brain_masks().items()}
+            write_numbers({name: count * voxel_ml for name, count in counts.items()}, folder / NUMBERS)
+
+        mask = self.study.masks.get(self.name)
+        segmented = {name: self.segment_key(name, None) for name in self.backends}
+        program = code("evaluation/exclusion", "evaluation/stages")
+        key = [self.output_key(tool, first(tool)), stamp(mask) if mask else None, segmented, program]
+        place = self.store.get(self.name, "brain-changed", key, make)
+        for name, value in read_numbers(place / NUMBERS).items():
+            self.add(tool.name, "brain_changed_ml", name, value)
+
+    def brain_masks(self) -> dict[str, np.ndarray]:
+        """Name -> bool (I, J, K) on the original's grid."""
+        from .tools import on_grid_of
+
+        masks: dict[str, np.ndarray] = {}
+        given = self.study.masks.get(self.name)
+        if given:
+            masks["labels"] = on_grid_of(self.original, Volume.read(given)).array > 0
+        for backend in self.backends:
+            place = self.store.path(self.name, backend, self.segment_key(backend, None)) / LABELS
+            if place.is_file():
+                masks[backend] = brain_of(self._segmentation(backend, None), self.original)
+        return masks
+
+    def look(self, tool: Tool | None, seed: int | None = None, output: Volume | None = None) -> None:
         """Look at the pictures of an output, or of the original; keep them of those that are in the study."""
 
         def make(folder: Path) -> None:
-            pictures = portraits(self.volume(tool, seed), self.original)
+            pictures = portraits(output or self.volume(tool, seed), self.original)
             write_looks(models_of(self.study).look(pictures), folder)
             if self.name in self.study.originals:
                 np.savez_compressed(folder / PICTURES, pictures=np.stack(pictures))
@@ -329,6 +507,27 @@ class Scan:
 
         place = self.store.path(self.name, backend, self.segment_key(backend, tool))
         return Segmentation.read(place / LABELS)
+
+
+def brain_of(segmentation: Segmentation, original: Volume) -> np.ndarray:
+    """Where a segmentation has a label, eroded by `ERODED_MM`, on the grid of the original: bool (I, J, K)."""
+    import torch
+    from scipy import ndimage
+
+    from ..grid import sample
+
+    spacing = np.linalg.norm(segmentation.affine[:3, :3], axis=0)
+    inner = ndimage.distance_transform_edt(segmentation.labels > 0, spacing) > ERODED_MM
+    matrix = np.linalg.inv(segmentation.affine) @ original.affine
+    carried = sample(torch.from_numpy(inner.astype(np.float32))[None], matrix, original.shape)
+    return np.asarray(carried[0].numpy() > 0.5)
+
+
+@lru_cache(maxsize=1)
+def network_of(folder: str) -> Network:
+    from .meshnet import Network
+
+    return Network(Path(folder))
 
 
 def first(tool: Tool | None) -> int | None:

@@ -15,12 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from ..errors import InputError
 from ..volume import atomic_path
 from . import pool
 from .cohort import Looks, pictures, rows_of_cohort, seeds
 from .config import Study, read
-from .stages import Failure, Measured, Row, Scan, first, measure, require_models
+from .headline import attacker_tables, headline
+from .stages import SLICES, Failure, Measured, Row, Scan, first, measure, require_models
 from .store import code, stamp
 from .tidy import ORIGINAL
 from .tools import Tool
@@ -91,10 +94,11 @@ def _state(study: Study) -> str:
     scans = [(name in study.originals, Scan(study, name)) for name in study.scans]
     places = [(scan.kept if own else scan.look_place(None)).name for own, scan in scans]
     names = [study.path.name, study.workers, list(study.gallery), list(study.training), sorted(study.volumetry)]
+    pairs = [list(study.pairs), study.pair_seeds]
     numbers = [study.false_match_rate, study.limits, study.thresholds, study.epochs]
     given = {name: stamp(path) for name, path in study.volumes.items()}
     modules = sorted(f"evaluation/{path.stem}" for path in Path(__file__).parent.glob("*.py"))
-    return json.dumps([places, names, numbers, given, code(*modules)])
+    return json.dumps([places, names, pairs, numbers, given, code(*modules)])
 
 
 # --- what is measured on each scan ------------------------------------------------------------------------
@@ -114,7 +118,7 @@ def measure_all(study: Study, say: Progress) -> Measured:
                 _require(scan, tool)
             tasks.append((study, name))
             work += scan.work()
-        elif not scan.look_place(None).is_dir():
+        elif not (scan.pairs_kept if name in study.pairs else scan.look_place(None).is_dir()):
             tasks.append((study, name))
             work += scan.look_work()
     if tasks:
@@ -192,7 +196,8 @@ def write_results(study: Study, table: pd.DataFrame, looks: Looks, failures: lis
         _write_text(markdown(texts[name]), study.output / "tables" / f"{name}.md")
     renders = pictures(study, looks) if study.detector else {}
     drawn = draw_all(table, study.output / "figures", _of_tools(tables), renders)
-    _write_text(page.html(study, tables, texts, drawn, failures), study.output / "index.html")
+    shown = slices_shown(study)
+    _write_text(page.html(study, tables, texts, drawn, failures, shown), study.output / "index.html")
 
 
 def _tables(study: Study, table: pd.DataFrame, looks: Looks) -> dict[str, pd.DataFrame]:
@@ -210,7 +215,24 @@ def _tables(study: Study, table: pd.DataFrame, looks: Looks) -> dict[str, pd.Dat
         by_seed = seeds(study, looks, dict(zip(identity["embedder"], identity["threshold"], strict=True)))
         if len(by_seed):
             tables["table_seeds"] = by_seed
-    return tables
+    tables |= attacker_tables(study, looks)
+    head = headline(table, tables, study.tools)
+    return {"table_headline": head, **tables} if len(head.columns) > 1 else tables
+
+
+def slices_shown(study: Study) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """For the page: scan -> tool -> plane -> original and output side by side; what failed is not there."""
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    for name in study.originals:
+        scan = Scan(study, name)
+        for tool in study.tools:
+            file = scan.slices_place(tool) / SLICES
+            if file.is_file():
+                with np.load(file) as planes:
+                    pairs = {plane: planes[plane] for plane in planes.files}
+                if pairs:
+                    found.setdefault(name, {})[tool.name] = pairs
+    return found
 
 
 def _of_tools(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

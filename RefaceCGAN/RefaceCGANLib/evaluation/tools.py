@@ -6,6 +6,7 @@ A tool reads an original file and writes its output in the original's grid. `too
     reface, deface             ours, with any model
     average, blur              references of our own: the average head's face instead of a generated one, and the
                                face region blurred
+    other-face                 the floor: another person's real face in the face region
     niimath-deface, niimath-reface, pydeface, afni, afni2, mri_reface, mideface, quickshear
                                other people's programs (`programs`)
     files                      outputs made elsewhere: AnonyMI's, which runs inside 3D Slicer, or any others
@@ -13,9 +14,12 @@ A tool reads an original file and writes its output in the original's grid. `too
 
 from __future__ import annotations
 
+import hashlib
 import time
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import lru_cache
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +84,8 @@ def tool_of(config: dict[str, Any], base: Path = Path()) -> Tool:
     from .programs import PROGRAMS
 
     kinds: dict[str, type[Tool]] = {
-        "reface": Reface, "deface": Deface, "average": Average, "blur": Blur, "files": Files, **PROGRAMS
+        "reface": Reface, "deface": Deface, "average": Average, "blur": Blur,
+        "other-face": OtherFace, "files": Files, **PROGRAMS,
     }  # fmt: skip
     table = dict(config)
     kind = table.pop("kind", None)
@@ -89,6 +94,8 @@ def tool_of(config: dict[str, Any], base: Path = Path()) -> Tool:
         raise InputError(f"Tool {name}: kind must be one of {', '.join(kinds)}.")
     for key in set(kinds[kind].paths) & set(table):
         table[key] = str(base / Path(table[key]).expanduser())
+    if kind == "other-face":
+        table["base"] = str(base)
     if (base / str(table.get("model", ""))).is_file():
         table["model"] = str(base / table["model"])
     try:
@@ -101,15 +108,22 @@ def tool_of(config: dict[str, Any], base: Path = Path()) -> Tool:
 # --- ours -------------------------------------------------------------------------------------------------
 
 
+WITHOUT = ("generator", "dropout", "shape")
+"""What an ablation may leave out: the generator (the prior is painted as it is), the noise in it, the random shape
+(everyone gets the mean shape)."""
+
+
 @lru_cache(maxsize=2)
-def loaded(model: str, device: str, average: bool = False) -> Refacer:
-    """A refacer with its networks in memory; kept, as loading takes longer than refacing. average: one that paints
-    the average head in its mean shape, what the generator is given, in place of what it makes of it."""
+def loaded(model: str, device: str, average: bool = False, without: str = "") -> Refacer:
+    """A refacer with its networks in memory; kept, as loading takes longer than refacing. without: one of
+    `WITHOUT`. average: without generator and shape: it paints the average head in its mean shape."""
     from ..refacer import Refacer
 
     found = Model.load(model)
-    if average:
+    if average or without == "shape":
         found = Model(found.card | {"shape_spread": MEAN_SHAPE}, found.path)
+    if average or without == "generator":
+        found = Model(found.card, found.path)
         found.__dict__["generator"] = _through(found.card["condition"].index("prior"))
     refacer = Refacer.from_pretrained(found, device)
     for role in ("template", "anatomy", "generator"):
@@ -164,14 +178,22 @@ class Ours(Tool):
 
 
 class Reface(Ours):
-    """`refacecgan reface`; dropout: the model's by default."""
+    """`refacecgan reface`; dropout: the model's by default.  without: an ablation, one of `WITHOUT`."""
 
     def __init__(
-        self, name: str, seeds: list[int] | None = None, dropout: float | None = None, **ours: Any
-    ) -> None:
-        super().__init__(name, **ours, settings={"dropout": dropout})
+        self, name: str, seeds: list[int] | None = None, dropout: float | None = None, without: str = "",
+        **ours: Any,
+    ) -> None:  # fmt: skip
+        if without and without not in WITHOUT:
+            raise InputError(f"Tool {name}: without must be one of {', '.join(WITHOUT)}.")
+        dropout = 0.0 if without == "dropout" else dropout
+        super().__init__(name, **ours, settings={"dropout": dropout} | ({"without": without} if without else {}))
         self.seeds = tuple(seeds or [0])
+        self.without = without
         self._last: Result | None = None
+
+    def load(self) -> Refacer:
+        return loaded(self.model, self.device, without=self.without) if self.without else super().load()
 
     def apply(self, volume: Volume, seed: int | None) -> Volume:
         """The first seed, whose time counts, does all the work; the others draw another face on the same scan."""
@@ -213,6 +235,71 @@ class Blur(Ours):
         stored = volume.stored.copy()
         stored[region] = volume.to_stored(smooth[region])
         return volume.with_stored(stored)
+
+
+class OtherFace(Ours):
+    """The floor of every attack: another person's real face in the face region, so that nothing but what is kept
+    of the head can give its owner away. donors: patterns of scans with a face, of which the seed draws one at
+    random (never the scan itself). The donor's head is laid on the scan's by the two anatomies and read once, by
+    cubic interpolation; its intensities are scaled to the scan's kept tissue. Nothing is blended at the
+    border."""
+
+    def __init__(
+        self, name: str, donors: list[str], seeds: list[int] | None = None, base: str = "", **ours: Any
+    ) -> None:
+        found = sorted({Path(path) for pattern in donors for path in glob(str(Path(base) / pattern))})
+        self.donors = [path for path in found if not scan_name(path).endswith("_seg")]
+        if len(self.donors) < 2:
+            raise InputError(f"Tool {name}: donors must name at least two scans; check the patterns.")
+        digest = hashlib.sha256("".join(path.name for path in self.donors).encode()).hexdigest()[:12]
+        super().__init__(name, **ours, settings={"donors": digest, "floor": code("evaluation/tools")})
+        self.seeds = tuple(seeds or [0])
+        self._donor: _Donor | None = None
+
+    def apply(self, volume: Volume, seed: int | None) -> Volume:
+        from scipy.ndimage import map_coordinates
+
+        from ..grid import mapped
+        from ..surface import skin_threshold
+        from .tissue import Scale
+
+        choices = [path for path in self.donors if path.name != Path(volume.source or "").name]
+        name = hashlib.sha256((Path(volume.source or "").name + str(seed)).encode()).digest()
+        path = choices[int.from_bytes(name[:4], "big") % len(choices)]
+        found = self._placed(str(path))
+        own = self.load().prepare(volume).anatomy
+        region = np.ascontiguousarray(own.view.to_native(own.face_region))
+        matrix = own.to_template @ np.linalg.inv(own.view.asl_affine) @ volume.affine
+        at = mapped(np.argwhere(region), np.linalg.inv(found.to_template) @ matrix)
+        scale = Scale.of(volume.array, region, skin_threshold(volume.array, volume.spacing))
+        values = map_coordinates(found.scaled, at.T, order=3, mode="constant", cval=0.0)
+        stored = volume.stored.copy()
+        painted = volume.to_stored((values * (scale.bright - scale.air) + scale.air).astype(np.float32))
+        stored[region] = painted.clip(volume.stored.min(), volume.stored.max())
+        return volume.with_stored(stored)
+
+    def _placed(self, path: str) -> _Donor:
+        """One donor, kept while it is the last."""
+        if self._donor is None or self._donor.path != path:
+            from ..surface import skin_threshold
+            from .tissue import Scale
+
+            donor = Volume.read(Path(path))
+            anatomy = self.load().prepare(donor).anatomy
+            region = np.ascontiguousarray(anatomy.view.to_native(anatomy.face_region))
+            scale = Scale.of(donor.array, region, skin_threshold(donor.array, donor.spacing))
+            to_template = anatomy.to_template @ np.linalg.inv(anatomy.view.asl_affine) @ donor.affine
+            self._donor = _Donor(path, scale(donor.array), to_template)
+        return self._donor
+
+
+@dataclass(frozen=True)
+class _Donor:
+    """scaled: (I, J, K), air 0 and bright tissue 1.  to_template: (4, 4) voxel index -> template RAS mm."""
+
+    path: str
+    scaled: np.ndarray
+    to_template: np.ndarray
 
 
 # --- outputs that are there already -----------------------------------------------------------------------
