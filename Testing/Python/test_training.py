@@ -501,7 +501,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("old", "new", "words"),
         [
-            ('kind = "generator"', 'kind = "painter"', ["kind", "template, anatomy, generator"]),
+            ('kind = "generator"', 'kind = "painter"', ["kind", "template, anatomy, tissue, generator"]),
             ('kind = "generator"', "", ["kind"]),
             ("filters = 4", "filtres = 4", ["generator.filtres"]),
             ("channels_in = 3", "", ["generator.channels_in", "missing"]),
