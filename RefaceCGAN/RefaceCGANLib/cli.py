@@ -1,4 +1,4 @@
-"""The command line: refacecgan reface, deface, render, compare, demo, train, evaluate and models.
+"""The command line: refacecgan reface, deface, render, compare, risk, demo, train, evaluate and models.
 
 What is heavy is imported when it is needed: --help and a wrong call answer at once, and an unreadable scan is
 refused before torch is loaded. Every output is made in a hidden folder beside its place and moved there when
@@ -261,7 +261,12 @@ def _render(args: argparse.Namespace, outputs: _Outputs) -> Said:
     with work.stage("read", 0.0):
         volume = Volume.read(args.input)
     with work.stage("surface", 0.2):
-        surface = skin_surface(volume.array, volume.affine, args.threshold)
+        if args.method == "paper":
+            from .evaluation.paper_skin import paper_surface
+
+            surface = paper_surface(volume, args.threshold)
+        else:
+            surface = skin_surface(volume.array, volume.affine, args.threshold)
     with work.stage("render", 0.6):
         pictures = render(surface, args.view or VIEWS, args.size)
         write_png(np.concatenate(pictures, axis=1), outputs.hidden(args.picture))
@@ -285,6 +290,32 @@ def _compare(args: argparse.Namespace, outputs: _Outputs) -> Said:
         _draw(outputs.hidden(args.picture), original, refaced, args.view or VIEWS, side_by_side=True)
     work.show("done", 1.0)
     return [f"Wrote {args.picture}: original and refaced side by side"], original.warnings + refaced.warnings
+
+
+def _risk(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    from .report import write_json
+    from .volume import Volume
+
+    if bool(args.detector) != bool(args.recogniser):
+        raise InputError("A distance needs both --detector and --recogniser; give the other one, too.")
+    if args.report:
+        outputs.plan(args.report, REPORT, [args.original, args.refaced])
+    work = _Work(args.progress)
+    with work.stage("read", 0.0):
+        original, refaced = Volume.read(args.original), Volume.read(args.refaced)
+    with work.stage("load", 0.1):
+        from .evaluation.risk import risk, sentences
+        from .models import Model
+
+        model = Model.load(args.model)
+    with work.stage("measure", 0.2):
+        found = risk(original, refaced, model, args.detector, args.recogniser)
+    lines = sentences(found)
+    if args.report:
+        write_json(found, outputs.hidden(args.report))
+        lines.append(f"Wrote {args.report}: the numbers")
+    work.show("done", 1.0)
+    return lines, original.warnings + refaced.warnings
 
 
 def _demo(args: argparse.Namespace, outputs: _Outputs) -> Said:
@@ -627,6 +658,10 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--mesh", type=Path, metavar="FILE", help="skin to write: .gii, .stl or .ply")
     render.add_argument("--threshold", type=float, metavar="T", help="where the skin begins (default: found)")
     render.add_argument(
+        "--method", choices=("skin", "paper"), default="skin",
+        help="paper: as Molchanova et al. 2023, appendix C, with T from 0 to 255 (default: skin)",
+    )  # fmt: skip
+    render.add_argument(
         "--size", type=_size, default=(512, 512), metavar="WxH", help="pixels of each view (default: 512x512)"
     )
     _add_view(render)
@@ -636,6 +671,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("refaced", type=Path, metavar="REFACED", help="the same")
     compare.add_argument("picture", type=Path, metavar="PNG", help="picture to write, one row for each view")
     _add_view(compare)
+
+    risk = command("risk", _risk, "tell what can be told of one refaced scan, and what cannot")
+    risk.add_argument("original", type=Path, metavar="ORIGINAL", help=scan)
+    risk.add_argument("refaced", type=Path, metavar="REFACED", help="the same head, refaced by any tool")
+    risk.add_argument("--model", default="default", metavar="ID|CARD", help="whose card carries the cohort")
+    risk.add_argument("--detector", type=Path, metavar="ONNX", help="face detector (YuNet)")
+    risk.add_argument("--recogniser", type=Path, metavar="ONNX", help="face recogniser (ArcFace family)")
+    risk.add_argument("--report", type=Path, metavar="JSON", help="numbers to write")
+    _add_progress(risk)
 
     demo = command("demo", _demo, "reface the sample head: a first look")
     demo.add_argument(

@@ -107,6 +107,15 @@ def test_faces_that_are_not_detected_are_left_out(originals: np.ndarray) -> None
     assert judged("learned", learned(*flat), learned=True).people == PEOPLE - 1
 
 
+def test_a_seed_that_is_missing_does_not_count(originals: np.ndarray) -> None:
+    refaced = np.stack([originals[:PEOPLE]] * 2)
+    refaced[1, 10:] = np.nan
+    flat = attackers.joined(refaced), attackers.joined(originals)
+    for scores in (standard(refaced, originals), nearness(*flat), correlation(*flat)):
+        attack = judged("any", scores)
+        assert (attack.auc, attack.rank_1_percent, attack.gallery) == (1, 100, PEOPLE + 20)
+
+
 def test_auc_and_rank_by_hand() -> None:
     scores = np.array([[[3.0, 1, 2, 4], [5, 5, 0, np.nan]]])
     attack = judged("by hand", scores, np.array([0, 1]), learned=True)

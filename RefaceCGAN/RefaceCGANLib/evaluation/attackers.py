@@ -96,13 +96,13 @@ def judged(
     draws = _resampled(wins, counted, own, resamples)
     reverse = not learned and auc < 0.5
     first = (others > mine) if not reverse else (others < mine)
-    best = np.where(unknown, 0.0, ~first.any(axis=2))
+    best = np.nan_to_num(_mean(np.where(unknown, np.nan, ~first.any(axis=2)), axis=0))
     low, high = np.nanpercentile(draws, (2.5, 97.5)) if np.isfinite(draws).any() else (np.nan, np.nan)
     found, found_low, found_high = (1 - auc, 1 - high, 1 - low) if reverse else (auc, low, high)
     return Attack(
         name, auc, float(low), float(high), found, float(found_low), float(found_high),
-        100 * float(best.mean()), reverse, int(counted.any(axis=(0, 2)).sum()), seeds,
-        1 + float(gallery.mean()),
+        100 * float(best.mean()) if counted.any() else np.nan, reverse, int(counted.any(axis=(0, 2)).sum()), seeds,
+        1 + float(_mean(np.where(unknown, np.nan, gallery))),
     )  # fmt: skip
 
 
@@ -141,9 +141,10 @@ def correlation(refaced: np.ndarray, originals: np.ndarray) -> np.ndarray:
 
     refaced: (S, P, R).  originals: (G, R); NaN, where nothing is seen, counts as the mean."""
     mean = _mean(originals, axis=0)
+    seen = np.isfinite(refaced).any(axis=2)[..., None] & np.isfinite(originals).any(axis=1)
     a, b = (np.nan_to_num(part - mean) for part in (refaced, originals))
-    a, b = (part / np.maximum(np.linalg.norm(part, axis=-1, keepdims=True), 1e-9) for part in (a, b))
-    return np.einsum("spr,gr->spg", a, b)
+    a, b = (part / np.maximum(_length(part), 1e-9) for part in (a, b))
+    return np.where(seen, np.einsum("spr,gr->spg", a, b), np.nan)
 
 
 def learned(
@@ -180,7 +181,8 @@ def learned(
         pairs[:, known] = there[:, known] & known_originals[known]
         inputs, outputs = _filled(refaced, refaced[pairs]), _filled(originals, originals[known])
         pca = PCA(min(COMPONENTS, len(known) // 3, outputs.shape[1]), whiten=True, random_state=seed)
-        pca.fit(outputs[known[known_originals[known]]])
+        with np.errstate(invalid="ignore"):  # all originals alike
+            pca.fit(outputs[known[known_originals[known]]])
         x = inputs / max(float(inputs[pairs].std()), 1e-9)
         ridge = RidgeCV(PENALTIES).fit(x[pairs], pca.transform(outputs)[np.nonzero(pairs)[1]])
         told, gallery = ridge.predict(x[:, test].reshape(-1, length)), pca.transform(outputs[unknown])
@@ -219,6 +221,15 @@ def embeddings_of(looks: Sequence[Look]) -> np.ndarray:
 def joined(embeddings: np.ndarray) -> np.ndarray:
     """All views of an embedding (..., V, D) as one vector (..., V * D)."""
     return embeddings.reshape(*embeddings.shape[:-2], -1)
+
+
+def together(*parts: np.ndarray) -> np.ndarray:
+    """Several kinds of numbers as one vector (..., F), each kind scaled to the same spread over its heads."""
+    scaled = []
+    for part in parts:
+        away = part - _mean(part.reshape(-1, part.shape[-1]), axis=0)
+        scaled.append(away / max(float(np.sqrt(np.nansum(away**2) / max(np.isfinite(away).sum(), 1))), 1e-9))
+    return np.concatenate(scaled, axis=-1)
 
 
 def _filled(values: np.ndarray, training: np.ndarray) -> np.ndarray:

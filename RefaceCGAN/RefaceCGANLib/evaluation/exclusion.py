@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from ..grid import positions, sample
 from ..refacer import Refacer
 from ..volume import Volume, atomic_path
 from .tools import on_grid_of
+
+if TYPE_CHECKING:
+    from ..anatomy import Anatomy
+    from ..template import Template
 
 FACE_MM = ((-60.0, 60.0), (20.0, 120.0), (-100.0, -20.0))
 """RAS mm of the template: the face from below the brow to the chin, between the cheeks. Every tool is to remove
@@ -43,7 +48,13 @@ class Reference:
         the anatomy network's own.
 
         Raises CheckError where there is no head or no face in view, InputError for a mask on another grid."""
-        anatomy = refacer.prepare(volume).anatomy
+        return cls.of_anatomy(volume, refacer.prepare(volume).anatomy, refacer.model.template, brain_mask)
+
+    @classmethod
+    def of_anatomy(
+        cls, volume: Volume, anatomy: Anatomy, template: Template, brain_mask: Path | None = None
+    ) -> Reference:
+        """The same of an anatomy that is known. Raises InputError."""
         view = anatomy.view
         if anatomy.already_defaced:
             raise InputError("The original has been defaced before; give scans with their faces.")
@@ -52,7 +63,7 @@ class Reference:
         else:
             brain = view.to_native(anatomy.brain_mask)
         values = view.to_asl(volume.array)
-        near = _carried_face(refacer, anatomy.to_template, values.shape)
+        near = _carried_face(template, anatomy.to_template, values.shape)
         face = near & (values > anatomy.skin)
         face &= _depth(values > anatomy.skin, view.spacing) <= SKIN_MM
         return cls(np.ascontiguousarray(brain), np.ascontiguousarray(view.to_native(face)))
@@ -82,11 +93,10 @@ def changed(original: Volume, output: Volume) -> np.ndarray:
     return np.asarray(np.abs(output.array - before) > SAME * float(np.ptp(before)))
 
 
-def _carried_face(refacer: Refacer, to_template: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _carried_face(template: Template, to_template: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The average face, air in front of it included, on the scan's grid: bool (A, S, L)."""
     import torch
 
-    template = refacer.model.template
     points = np.moveaxis(positions(template.mean.shape, template.affine), -1, 0)
     inside = [(low <= mm) & (mm <= high) for mm, (low, high) in zip(points, FACE_MM, strict=True)]
     box = np.all(inside, axis=0) & template.face_region

@@ -193,6 +193,7 @@ class Cohort:
         joined, known = attackers.joined(looks), attackers.joined(known_looks)
         near = attackers.nearness(shapes[:, :count], known_shapes)
         alike = attackers.correlation(shapes[:, :count], known_shapes)
+        both, known_both = attackers.together(joined, shapes), attackers.together(known, known_shapes)
         people = None if not rest else count
         return [
             judged("standard, recogniser", attackers.standard(looks[:, :count], known_looks)),
@@ -200,7 +201,7 @@ class Cohort:
             judged("informed, correlation of the skins", alike),
             judged("learned, recogniser", attackers.learned(joined, known, people), learned=True),
             judged("learned, skin", attackers.learned(shapes, known_shapes, people), learned=True),
-            judged("learned, skin to recogniser", attackers.learned(shapes, known, people), learned=True),
+            judged("learned, both", attackers.learned(both, known_both, people), learned=True),
         ]
 
     def renders(self, seed: int = 0) -> Telling:
@@ -253,6 +254,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--realism", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--limit", type=int, help="of people whose slices are measured")
     parser.add_argument("--json", type=Path, help="file for the numbers")
+    parser.add_argument("--card", type=Path, help="file for what a model card carries as its risk, JSON")
+    parser.add_argument("--on", default="", help="for the card: which people and seeds, in words")
     args = parser.parse_args(argv)
     import torch
 
@@ -272,6 +275,10 @@ def main(argv: list[str] | None = None) -> None:
         print(line, flush=True)
     print("worst:", attackers.worst(attacks), flush=True)
     numbers: dict[str, Any] = {line.name: vars(line) for line in lines}
+    if args.card:
+        from .risk import of_cohort
+
+        args.card.write_text(json.dumps(of_cohort(cohort, args.recogniser, args.on), indent=1))
     if args.realism:
         shown = sorted(people, key=lambda name: (name not in (judge or ()), name))[: args.limit]
         found = {name: measures.tissue(originals[name], seeds[0][name]) for name in shown}

@@ -9,12 +9,17 @@ of any other tool.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from ..grid import AslView, largest_part, mapped
-from ..models import DEFAULT, Model
+from ..grid import largest_part, mapped
+from ..models import DEFAULT
 from ..volume import Volume
 from .exclusion import FACE_MM
+
+if TYPE_CHECKING:
+    from ..anatomy import Anatomy
 
 CENTRE = (0.0, 20.0, -45.0)
 """RAS mm of the template: in the middle of the head, at the height of the upper lip's root."""
@@ -65,12 +70,14 @@ def skin_distances(array: np.ndarray, to_template: np.ndarray, threshold: float)
 def place_in_template(volume: Volume) -> np.ndarray:
     """(4, 4) voxel index of an original -> template RAS mm, from its own anatomy by the default model. Raises
     CheckError where there is no head."""
-    from ..anatomy import locate
+    from .tools import loaded
 
-    model, view = Model.load(DEFAULT), AslView.of(volume)
-    values = np.ascontiguousarray(view.to_asl(volume.array))
-    anatomy = locate(values, view, model.anatomy, model.template, "no")
-    matrix: np.ndarray = anatomy.to_template @ np.linalg.inv(view.asl_affine) @ volume.affine
+    return place_of(loaded(DEFAULT, "cpu", average=True).prepare(volume, "no").anatomy, volume)
+
+
+def place_of(anatomy: Anatomy, volume: Volume) -> np.ndarray:
+    """The same of an anatomy that is known."""
+    matrix: np.ndarray = anatomy.to_template @ np.linalg.inv(anatomy.view.asl_affine) @ volume.affine
     return matrix
 
 
