@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .grid import bounding_box, largest_part, sample
+from .grid import bounding_box, dilate, largest_part, sample
 from .intensity import IntensityScale
 from .template import Template
 
@@ -27,7 +27,9 @@ NOISE = 0.5
 AIR_MM, AIR_SAMPLES = (4, 6, 8, 12, 16, 24, 32, 48), 100
 """The distances from tissue between which air is as noisy as the scan's own, if there are so many samples of it:
 the nearer to the head, the more of its signal is in the air."""
-EDGE_VOXELS = 1.5
+AWAY_MM = 2.0
+"""The distance from the head is found on a grid that is about so coarse."""
+EDGE_VOXELS = 1
 """Voxels from the head within which what is painted stays in the air: the foot of the skin's edge."""
 
 
@@ -107,6 +109,7 @@ def compose(
     face: np.ndarray, defaced: Defaced, scale: IntensityScale, background: Background, rng: np.random.Generator
 ) -> Composed:
     """Put a generated face into the scan. face: (N,) -1..1, at the True voxels of the face region, in C order."""
+    import torch
     from scipy.ndimage import distance_transform_edt
 
     region = defaced.face_region
@@ -117,7 +120,10 @@ def compose(
     tissue[inside] = face > 2 * AIR - 1
     head = largest_part(tissue | around)  # without crumbs in the air
     air = ~head[inside]
-    away = distance_transform_edt(~head, defaced.view.spacing)[inside]
+    steps = [max(1, round(AWAY_MM / mm)) for mm in defaced.view.spacing]
+    every = tuple(slice(None, None, step) for step in steps)
+    away = distance_transform_edt(~head[every], np.multiply(defaced.view.spacing, steps))
+    away = away[tuple(index // step for index, step in zip(np.nonzero(inside), steps, strict=True))]
     values = scale.restore(face)
     grain = _grain(inside.shape, background.blur, rng)[inside] * np.float32(NOISE * background.noise)
     values = np.abs(values - scale.low + grain) + scale.low  # magnitudes, as an MR image's
@@ -126,7 +132,7 @@ def compose(
     for where, samples in enumerate(background.air):
         there = ring == where
         quiet[there] = rng.choice(samples, size=np.count_nonzero(there))
-    near = air & (away < EDGE_VOXELS * max(defaced.view.spacing))  # the foot of the skin's edge
+    near = air & dilate(torch.from_numpy(head), EDGE_VOXELS).numpy()[inside]  # the foot of the skin's edge
     values = np.where(air, np.where(near, np.maximum(quiet, values), quiet), values)
     air_mask = np.zeros(region.shape, dtype=bool)
     air_mask[region] = air

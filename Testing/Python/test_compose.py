@@ -60,7 +60,7 @@ def test_air_is_as_noisy_as_that_of_the_scan_so_far_from_the_head(prepared: Prep
 def test_crumbs_in_the_air_are_taken_away(prepared: Prepared) -> None:
     defaced = prepared.defaced
     region = defaced.face_region
-    far = distance_transform_edt(~((defaced.values > defaced.skin) & ~region)) > 3 * EDGE_VOXELS
+    far = distance_transform_edt(~((defaced.values > defaced.skin) & ~region)) > 3 + EDGE_VOXELS
     face = np.full(np.count_nonzero(region), -1.0, np.float32)
     face[np.flatnonzero(far[region])[::50]] = 0.5
     composed = compose(face, defaced, prepared.scale, prepared.background, np.random.default_rng(0))
