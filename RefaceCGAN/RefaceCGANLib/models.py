@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .networks import AnatomyNetwork, BrainNetwork, Generator
     from .template import Template
+    from .tissue import TissueBank
 
 CARD = "card.json"
 SCALE = "/scale"
@@ -141,6 +142,18 @@ class Model:
             return Template.read(io.BytesIO(self._verified("template")))
         except (KeyError, ValueError):
             raise InputError(f"The template of model {self.id} is incomplete; install the model again.") from None
+
+    @cached_property
+    def tissue(self) -> TissueBank | None:
+        """The tissue bank; None where the card names none (the paper's model)."""
+        from .tissue import TissueBank
+
+        if "tissue" not in self.card["files"]:
+            return None
+        try:
+            return TissueBank.read(io.BytesIO(self._verified("tissue")))
+        except (KeyError, ValueError):
+            raise InputError(f"The tissue of model {self.id} is incomplete; install the model again.") from None
 
     @property
     def generator_sha256(self) -> str:

@@ -30,13 +30,14 @@ import numpy as np
 from . import __version__
 from .anatomy import SPACING, Anatomy, air_level, bfloat16, locate
 from .checks import Check, check, enforce
-from .compose import Background, KeptSkin, compose, defaced_readers, with_skin_of
+from .compose import Background, compose
 from .defacing import Defaced
 from .errors import CheckError, InputError
-from .grid import AslView, axes_matrix, dilate, erode, mapped, resample_axes, sample, solid
+from .generation import bounded, drawn_tissue, read
+from .grid import AslView, axes_matrix, dilate, mapped, resample_axes, sample, solid
 from .intensity import RING_MM, IntensityScale
 from .models import DEFAULT, Model
-from .template import CLEFT, Meeting, Template
+from .template import CLEFT, Meeting, Template, Values, trilinear
 from .volume import Volume
 
 if TYPE_CHECKING:
@@ -49,9 +50,8 @@ SEEDS = 2**63
 """Seeds lie below this, and those drawn by chance below RANDOM_SEEDS, so that they are easily typed again."""
 RANDOM_SEEDS = 10**6
 
-INNER = 2
-"""Working-grid voxels below the skin of the average head from which on a voxel is surely within a head."""
-
+PLACEMENTS = 8
+"""The last modes of displacement: how a face sits on its skull (`training.template`)."""
 AT_ONCE = 2
 """Candidates that are in work at a time."""
 
@@ -64,16 +64,12 @@ class WorkingScan:
     """One scan as the generator sees it, before any face is drawn.
 
     scan, region: (A, S, L) on the working grid: the defaced scan, -1..1, and the face region (bool).
-    inner: bool (A, S, L), what lies `INNER` voxels below the skin, the kept one or that of the average face.
-    meeting, kept: what the face has to meet, on the working and on the native grid.  These and `inner` are None
-    where there is no average face to start from.
+    meeting: what a face of a drawn shape has to meet; None for a model without shapes.
     to_native: (4, 4) working-grid index -> native ASL index."""
 
     scan: Tensor
     region: Tensor
-    inner: Tensor | None
     meeting: Meeting | None
-    kept: KeptSkin | None
     to_native: np.ndarray
 
 
@@ -318,18 +314,15 @@ class Refacer:
         defaced, seen = sample(scans, to_small, shape)
         inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > 0.25
         scan = torch.where(inside, torch.full_like(defaced, -1.0), defaced - 1.0)
-        inner = meeting = kept = None
-        if "prior" in card["condition"]:
+        meeting = None
+        if self.model.tissue is not None:
             template = self._cropped_template
             level = float(scale.normalise(np.array([emptied.skin]))[0])
             # what the head was like in the face region, the average head tells
             head = solid((scan > level) | (inside & torch.from_numpy(template.head)), CLEFT)
-            inner = erode(head, INNER)
-            in_view = seen.numpy() > 0.99
-            values, hidden = defaced_readers(emptied, scale, to_native)
-            meeting = template.meeting(inside.numpy(), head.numpy(), in_view, values, hidden)
-            kept = KeptSkin.measure(values, level, meeting)
-        return WorkingScan(scan, inside, inner, meeting, kept, to_native)
+            values, hidden = _readers(emptied, scale, to_native)
+            meeting = template.meeting(inside.numpy(), head.numpy(), seen.numpy() > 0.99, values, hidden)
+        return WorkingScan(scan, inside, meeting, to_native)
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
         """The scan with its face region emptied, everything else bit-identical; it passes the checks that a
@@ -374,9 +367,8 @@ class Refacer:
             face = self.draw(prepared, seed, probability)
         with timer("compose", 0.85, 0.95):
             composed = compose(
-                face, prepared.working, prepared.defaced, prepared.scale, prepared.background,
-                np.random.default_rng([seed, 1]),
-            )  # fmt: skip
+                face, prepared.defaced, prepared.scale, prepared.background, np.random.default_rng([seed, 1])
+            )
             stored = prepared.defaced.scan.stored.copy()
             painted = original.to_stored(composed.values + prepared.defaced.air).clip(*prepared.defaced.kept_range)
             anatomy.view.to_asl(stored)[anatomy.face_region] = painted
@@ -430,36 +422,54 @@ class Refacer:
             while drawn:
                 yield drawn.popleft().result()
 
-    def draw(self, prepared: Prepared, seed: int, dropout: float) -> Tensor:
-        """Generate one face on the working grid: (A, S, L), -1..1, the whole block, not yet composed."""
+    def draw(self, prepared: Prepared, seed: int, dropout: float) -> np.ndarray:
+        """Generate one face: (N,) -1..1, at the voxels of the face region, in C order, not yet composed."""
+        import torch
+
+        working, region = prepared.working, prepared.defaced.face_region
+        at = _indices(region, np.linalg.inv(working.to_native)).astype(np.float32)
+        if self.model.tissue is None:
+            channels = {"defaced": working.scan, "face_region": working.region.float()}
+            return read(self._generated(channels, seed, dropout, working.region)[None] + 1, at)[0] - 1
+        template = self._cropped_template
+        field = template.field(self.shape(prepared, seed), working.meeting)
+        rng = np.random.default_rng([seed, 2])
+        voxel = float(np.prod(prepared.defaced.view.spacing)) ** (1 / 3)
+        tissue = drawn_tissue(self.model.tissue, template, field, rng, spacing=voxel)
+        tissue = tissue.matched(working.scan, working.region)
+        # the generator paints on its own grid; what is finer than that is the tissue's
+        prior = working.scan.clone()
+        index = np.argwhere(working.region.numpy()).astype(np.float32)
+        prior[working.region] = torch.from_numpy(tissue.at(index) - 1)
+        channels = {"defaced": working.scan, "face_region": working.region.float(), "prior": prior}
+        painted = self._generated(channels, seed, dropout, working.region)
+        near = read(dilate(prior > -1, 1)[None].float(), at)[0] > 0  # elsewhere there is air
+        values = np.zeros(len(at), np.float32)
+        values[near] = bounded(tissue.at(at[near]), read((painted - prior)[None], at[near], "border")[0])
+        return values - 1
+
+    def _generated(self, channels: dict[str, Tensor], seed: int, dropout: float, wanted: Tensor) -> Tensor:
+        """What the generator makes of its condition: (A, S, L), -1..1. channels: by their names in the card.
+        wanted: bool, the voxels that are needed."""
         import torch
 
         from . import tiling
 
-        card, working = self.model.card, prepared.working
-        names = card["condition"]
-        channels = {"defaced": working.scan, "face_region": working.region.float()}
-        if "prior" in names:
-            shape = self.shape(prepared, seed)
-            channels["prior"] = self._cropped_template.prior(shape, working.meeting)
-        condition = torch.stack([channels[name] for name in names])[None]
-        generator = self.model.generator
+        card, generator = self.model.card, self.model.generator
+        condition = torch.stack([channels[name] for name in card["condition"]])[None]
         for device in dict.fromkeys([self.device, torch.device("cpu")]):
             source = torch.Generator().manual_seed(seed)
             try:
                 with self._generating, torch.inference_mode(), bfloat16(device):
                     generator.set_dropout(dropout, source)
                     generator.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-                    face = tiling.apply(
+                    return tiling.apply(
                         lambda block, device=device: generator(  # type: ignore[misc]
                             block.to(device, memory_format=torch.channels_last_3d)
                         ),
                         condition, tuple(card["sub_volume"]["shape"]), float(card["sub_volume"]["overlap"]),
-                        working.region,
+                        wanted,
                     )[0, 0]  # fmt: skip
-                if working.inner is not None:
-                    face = with_skin_of(channels["prior"], face, working.scan, working.region, working.inner)
-                return face
             except torch.OutOfMemoryError:
                 message = f"The memory of {device} did not suffice; the face was drawn on the processor."
                 log.warning(message)
@@ -469,16 +479,31 @@ class Refacer:
 
     def shape(self, prepared: Prepared, seed: int) -> np.ndarray:
         """The code (K,) of the face that a seed draws, the same for all heads, made to fit this one."""
-        template, meeting = self._cropped_template, prepared.working.meeting
-        random = np.random.default_rng(seed)
-        drawn = random.standard_normal(template.modes_count) * float(self.model.card["shape_spread"])
-        return drawn if meeting is None else template.fitting(drawn, meeting)
+        assert self.model.tissue is not None
+        rng, card = np.random.default_rng(seed), self.model.card
+        drawn = self.model.tissue.shape_code(rng, float(card["shape_spread"]))
+        last = len(self._cropped_template.modes)  # how a face sits on its skull is drawn freely
+        drawn[last - PLACEMENTS : last] = float(card["placement_spread"]) * rng.standard_normal(PLACEMENTS)
+        meeting = prepared.working.meeting
+        return drawn if meeting is None else self._cropped_template.fitting(drawn, meeting)
 
     @cached_property
     def _cropped_template(self) -> Template:
         grid = self.model.card["working_grid"]
         spans = tuple(slice(a, a + n) for a, n in zip(grid["first_voxel"], grid["shape"], strict=True))
         return self.model.template.crop(spans)  # type: ignore[arg-type]
+
+
+def _readers(defaced: Defaced, scale: IntensityScale, to_native: np.ndarray) -> tuple[Values, Values]:
+    """What tells the intensity of the defaced scan, -1..1, and how much of it is emptied, 0..1, at points of the
+    working grid. to_native: (4, 4)."""
+
+    def at(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return trilinear(image[None], mapped(points, to_native))[0]
+
+    emptied = np.where(defaced.face_region, np.float32(scale.low), defaced.values)
+    hidden = defaced.face_region.astype(np.float32)
+    return lambda points: scale.normalise(at(emptied, points)), lambda points: at(hidden, points)
 
 
 def _indices(mask: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from .grid import finer, sample_at, smooth
+from .grid import finer, sample_at, solid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,10 +37,6 @@ RELIEF_HEIGHT = (3.0, 4.0)
 """Voxels above the skin up to which the air follows its relief, and over which that fades beyond."""
 RELIEF_POINTS = 4
 """Skin points that a voxel follows, the nearer the more."""
-
-CRISP, CRISP_MM, CRISP_SIGMA = 2.6, (-1.2, 2.6), 1.5
-"""An average skin is smoother than anybody's: how far it lies in front of itself smoothed by so many voxels (the
-third), and within these mm, as deeper clefts would be pits, is added to its relief so many times."""
 
 SKIN_LEVEL = -0.6
 """Skin: where a scan normalised to -1..1 falls below this on the way out."""
@@ -61,10 +57,6 @@ RIM_SPREAD = 0.5
 """The further off a voxel is, by this times its distance, the wider the part of the rim that it follows."""
 RIM_AROUND, RIM_STEP = 48, 1.5
 """Voxels by which it may be off the median of so many points of the rim around."""
-CLOSE_REACH = 1.5
-"""Voxels: and this far from where it has been found, to find it on a finer grid."""
-FALL_POINTS = 300
-"""Points of the rim that tell how steep the skin is there."""
 MEETING_WIDE, MEETING_NARROW = (5.0, 15.0), (1.5, 6.0)
 """Voxels: over how much of the rim the skins on both sides are compared, and how far into the face what they
 differ by is led on; first in the large, then what that leaves."""
@@ -165,23 +157,32 @@ class Template:
         full = functional.interpolate(coarse, size=self.mean.shape, mode="trilinear", align_corners=False)[0]
         return full * torch.from_numpy((self.weight.astype(np.float32) / reach).clip(0, 1))
 
+    def field(self, code: np.ndarray, meeting: Meeting | None = None) -> Tensor:
+        """The displacement (3, A, S, L) in voxels of a face of shape `code` (K + M,), which may have to meet a
+        scan: voxel y of the head shows the average head at y + field(y)."""
+        count = len(self.modes)
+        displacement = self.displacement(code[:count])
+        heights = np.asarray(code[count:], np.float32) @ self.relief_modes.astype(np.float32)
+        raise_by = None
+        if meeting is not None:
+            bridge = self._bridge(code, meeting)
+            raise_by = self._raise(self._lacking(code, meeting, self._raised_by(bridge)))
+            displacement = displacement + meeting.shift + bridge
+        return displacement + warp(self.raised(heights, raise_by), displacement)
+
     def prior(self, code: np.ndarray, meeting: Meeting | None = None) -> Tensor:
         """The average head with a face of shape `code` (K + M,), which may have to meet a scan: tensor (A, S, L),
         -1 to 1."""
-        count = len(self.modes)
-        displacement = self.displacement(code[:count])
-        heights = self._crisp + np.asarray(code[count:], np.float32) @ self.relief_modes.astype(np.float32)
-        if meeting is None:
-            return self.shaped(displacement, heights)
-        bridge = self._bridge(code, meeting)
-        raise_by = self._raise(self._lacking(code, meeting, self._raised_by(bridge)))
-        return self.shaped(displacement + meeting.shift + bridge, heights, raise_by)
+        return self.shown(self.field(code, meeting))
 
     def shaped(self, displacement: Tensor, heights: np.ndarray, raise_by: np.ndarray | None = None) -> Tensor:
         """The average head whose skin is raised by `heights` (N,) mm at the skin points, times `weight`, and by
         `raise_by` (N,) mm in full, and then moved by a displacement (3, A, S, L) in voxels: tensor (A, S, L)."""
-        displacement = displacement + warp(self.raised(heights, raise_by), displacement)
-        return sample_at(self._finer_mean, 2.0 * moved(displacement) + 0.5)[0]
+        return self.shown(displacement + warp(self.raised(heights, raise_by), displacement))
+
+    def shown(self, field: Tensor) -> Tensor:
+        """The average head under a displacement field (3, A, S, L) in voxels: tensor (A, S, L), -1 to 1."""
+        return sample_at(self._finer_mean, 2.0 * moved(field) + 0.5)[0]
 
     def raised(self, heights: np.ndarray, raise_by: np.ndarray | None = None) -> Tensor:
         """The displacement (3, A, S, L) in voxels that raises the average skin by `heights` (N,) mm times
@@ -223,7 +224,7 @@ class Template:
 
     def _drawn(self, code: np.ndarray) -> np.ndarray:
         """How far (N,) mm in front of the average skin that of a face of shape `code` (K + M,) lies."""
-        return np.asarray(self._crisp * self._relief_weight + np.asarray(code, np.float32) @ self.profiles[1:])
+        return np.asarray(np.asarray(code, np.float32) @ self.profiles[1:])
 
     def _bridge(self, code: np.ndarray, meeting: Meeting) -> Tensor:
         """The displacement (3, A, S, L) in voxels that takes a face of shape `code` (K + M,) gently to where the
@@ -251,17 +252,6 @@ class Template:
         for _ in range(2 if lacking.any() else 0):  # smoothing lowers what it smooths: the second round mends it
             raise_by = raise_by + sign * np.maximum(sign * (lacking - self._along_skin @ raise_by), 0)
         return np.asarray(self._along_skin @ raise_by)
-
-    @cached_property
-    def _crisp(self) -> np.ndarray:
-        """Heights (N,) mm that give the average skin back the relief it lost as the mean of many: `CRISP`."""
-        import torch
-
-        seen = np.ones(self.mean.shape, bool)
-        mean = self.mean.astype(np.float32)
-        smoothed = smooth(torch.from_numpy(mean), CRISP_SIGMA).numpy()
-        ahead = self.heights(mean, seen) - self.heights(smoothed, seen)
-        return np.asarray(CRISP * np.nan_to_num(ahead).clip(*CRISP_MM), np.float32)
 
     @cached_property
     def _finer_mean(self) -> Tensor:
@@ -380,11 +370,22 @@ class Template:
             missed = kept - rim.heights(warp(mean, displacement + shift)[0].numpy())
             shift = shift + rim.led_on(missed, window, self.mean.shape)
         nearest = cKDTree(self.relief_points).query(rim.points)[1]
-        deep = {mm: (depth * self.spacing > mm) & ~region for mm in COVER_MM}
-        least = np.max([self.outermost(deep[mm]) + cover for mm, cover in COVER_MM.items()], axis=0)
+        least = self._least(region, head, displacement + shift)
         most = self.outermost(seen) - EDGE_MM
         most[(self.relief_normals[:, 0] < 0.5) | (most < -COVER_MOST)] = np.inf  # a chin may be cut, as it was
         return Meeting(rim, kept, nearest, shift, self._raised_by(shift), least, most)
+
+    def _least(self, region: np.ndarray, head: np.ndarray, field: Tensor) -> np.ndarray:
+        """How high (N,) mm the skin must be to cover the kept tissue that is deep below the average face's skin,
+        once that has met the kept skin.  field: (3, A, S, L) voxels, which takes it there."""
+        import torch
+        from scipy.ndimage import distance_transform_edt
+
+        average = self.shown(field).numpy() > SKIN_LEVEL
+        depth = distance_transform_edt(solid(torch.from_numpy(np.where(region, average, head)), CLEFT).numpy())
+        deep = {mm: (depth * self.spacing > mm) & ~region for mm in COVER_MM}
+        least: np.ndarray = np.max([self.outermost(deep[mm]) + cover for mm, cover in COVER_MM.items()], axis=0)
+        return least
 
     def sample(self, array: np.ndarray, coordinates: Tensor) -> Tensor:
         """Trilinear values of an array (A, S, L) of the template grid at template points (..., 3) in RAS mm."""
@@ -413,30 +414,6 @@ class Meeting:
     raised: np.ndarray
     least: np.ndarray
     most: np.ndarray
-
-    def led_on(self, missed: np.ndarray) -> Tensor:
-        """The displacement (3, A, S, L) in voxels that raises the skin near the rim by what is `missed` (R,)."""
-        return self.rim.led_on(missed, MEETING_NARROW, tuple(self.shift.shape[1:]))
-
-    def from_kept(self, values: Values, level: float, every: int = 1) -> np.ndarray:
-        """How far (R,) voxels in front of the kept skin lies that of what has `values` (M,) at points (M, 3) in
-        voxels, which falls below `level` there: NaN where there is none within `CLOSE_REACH`. Of one point of
-        `every` so many alone, (R / every,)."""
-        kept, points, normals = (of[::every] for of in (self.kept, self.rim.points, self.rim.normals))
-        at = points + np.nan_to_num(kept)[:, None] * normals
-        return np.where(np.isfinite(kept), _crossings(values, level, at, normals, CLOSE_REACH), np.nan)
-
-    def fall(self, values: Values) -> float:
-        """How much `values` (M,) at points (M, 3) fall by voxel where they leave the skin, median over some of the
-        rim; 0 where there is none."""
-        every = max(1, len(self.kept) // FALL_POINTS)
-        ahead = self.kept[::every] + self.from_kept(values, SKIN_LEVEL, every)
-        found = np.isfinite(ahead)
-        if not found.any():
-            return 0.0
-        normals = self.rim.normals[::every][found]
-        at = self.rim.points[::every][found] + ahead[found, None] * normals
-        return float(np.median(values(at - STEP * normals) - values(at + STEP * normals)) / (2 * STEP))
 
 
 @dataclass(frozen=True)

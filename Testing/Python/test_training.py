@@ -497,7 +497,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("old", "new", "words"),
         [
-            ('kind = "generator"', 'kind = "painter"', ["kind", "template, anatomy, brain_check, generator"]),
+            ('kind = "generator"', 'kind = "painter"', ["template, anatomy, brain_check, tissue, generator"]),
             ('kind = "generator"', "", ["kind"]),
             ("filters = 4", "filtres = 4", ["generator.filtres"]),
             ("channels_in = 3", "", ["generator.channels_in", "missing"]),

@@ -1,6 +1,6 @@
 """Training from a configuration: what `refacecgan train CONFIG.toml` does.
 
-`configs/` holds those of the default model, in the order they run (template, anatomy, default), and the
+`configs/` holds those of the default model, in the order they run (template, anatomy, tissue, default), and the
 paper's settings (paper). A key is described where it is read: in `KEYS` and in the comments of these files.
 """
 
@@ -83,6 +83,12 @@ KEYS: dict[str, dict[str, Any]] = {
             "learning_rate": Key(float, 2e-3, 0),
             "filters": Key([int], [32, 48, 64], 1),
         },
+    },
+    "tissue": COMMON
+    | {
+        "model": Key(str),  # a model card, for its template and its anatomy network
+        "heads": Key([str]),  # scans
+        "donors": Key(int, 9, 2),  # heads that give their tissue; all give their shapes
     },
     "generator": COMMON
     | NETWORKS
@@ -197,9 +203,9 @@ def _value(value: Any, key: Key, where: str) -> Any:
 def run(config: str | Path) -> None:
     """Train what the file `config` describes to the end, going on where an earlier run stopped.
 
-    In the configured folder: for a template what `build_template` writes; for a network checkpoint.pt, and at the
-    end its weights, anatomy.pt, brain_check.pt or generator.pt (float16); always training.json: all settings and
-    the names of the heads, with which the training can be repeated.
+    In the configured folder: for a template what `build_template` writes; for a tissue bank tissue.npz; for a
+    network checkpoint.pt, and at the end its weights, anatomy.pt, brain_check.pt or generator.pt (float16);
+    always training.json: all settings and the names of the heads, with which the training can be repeated.
 
     Raises InputError, one sentence that names the key, for a configuration that is no good (see `read`)."""
     settings = read(Path(config))
@@ -212,6 +218,7 @@ def run(config: str | Path) -> None:
         "anatomy": _run_brain,
         "brain_check": _run_brain,
         "generator": _run_generator,
+        "tissue": _run_tissue,
     }
     runs[settings["kind"]](settings)
 
@@ -323,6 +330,14 @@ def _run_brain(settings: dict[str, Any]) -> None:
         heads, _read_template(settings), settings["folder"], training
     )
     save_weights(trained, settings["folder"] / f"{kind}.pt")
+
+
+def _run_tissue(settings: dict[str, Any]) -> None:
+    from .tissue import build
+
+    scans = _files(settings, "heads", SUFFIXES)
+    _record(settings, map(_name, scans))
+    build(scans, settings["donors"], settings["model"], settings["folder"])
 
 
 def _run_generator(settings: dict[str, Any]) -> None:
