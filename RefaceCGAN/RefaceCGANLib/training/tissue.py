@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..anatomy import SPACING, _beside, locate
+from ..anatomy import SPACING, _beside, air_level, locate
 from ..errors import CheckError, InputError
 from ..grid import (
     AslView,
@@ -78,7 +78,8 @@ def donor(path: Path, model: Model, template: Template) -> Donor:
     volume = Volume.read(path)
     view = AslView.of(volume)
     values = np.ascontiguousarray(view.to_asl(volume.array))
-    found = locate(values, view, model.anatomy, model.template, "no")
+    values -= air_level(values)
+    found = locate(values, view, model.anatomy, model.brain_check, model.template, "no")
     small = resample_axes(values, view.spacing, SPACING)
     brain = torch.from_numpy(resample_axes(found.brain_mask, view.spacing, SPACING) > 0.5)
     ring = dilate(brain, round(RING_MM / SPACING))
