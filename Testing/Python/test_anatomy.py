@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from RefaceCGANLib.anatomy import _thin
+from RefaceCGANLib.anatomy import DISAGREE_ML, _thin
 from RefaceCGANLib.errors import CheckError
 from RefaceCGANLib.grid import AslView, mapped, resample_axes, sample
 from RefaceCGANLib.training.anatomy import rotation
@@ -80,9 +80,11 @@ def test_brain_and_face_are_found(refacer, head, case):
     volume = Volume.from_array(change(scan).astype(np.float32), ASL_2_MM)
     truth = change_labels(labels.astype(np.float32)) > 0.5
     anatomy = refacer.prepare(volume).anatomy
-    # what the network saw in training only as a simulation may cost it a few voxels at the brain's surface
-    allowed = 1e-3 * truth.sum() if case == "another contrast" else 0
-    assert (anatomy.face_region & truth).sum() <= allowed
+    if anatomy.disputed_ml > DISAGREE_ML and case == "another contrast":  # unlike any scanner's: it is stopped
+        with pytest.raises(CheckError, match="second segmentation"):
+            refacer.reface(volume, seed=1)
+        return
+    assert not (anatomy.face_region & truth).any()
     truth = ndimage.binary_closing(np.pad(truth, 4), iterations=3)[4:-4, 4:-4, 4:-4]
     overlap = 2 * (truth & anatomy.brain_mask).sum() / (truth.sum() + anatomy.brain_mask.sum())
     assert overlap > 0.88
@@ -177,7 +179,7 @@ def test_ears_are_replaced_and_the_scalp_around_them_kept(refacer, heads):
     assert replaced[ear].mean() > 0.98
     above = (np.abs(x) > 60) & (y > -55) & (y < -5) & (z > -8) & (z < 0)
     before = (np.abs(x) > 60) & (y > 4) & (y < 12) & (z > -50) & (z < -5)
-    assert replaced[above].mean() < 0.1 and replaced[before].mean() < 0.1
+    assert replaced[above].mean() < 0.2 and replaced[before].mean() < 0.2
 
 
 def test_a_head_that_is_cut_close_to_the_brain_counts_as_defaced(refacer, head):
