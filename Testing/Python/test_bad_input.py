@@ -307,7 +307,7 @@ class Canned:
     def __init__(self, result: Result, failure: BaseException | None = None) -> None:
         self.result, self.failure = result, failure
 
-    def reface(self, *_: object) -> Result:
+    def reface(self, *_: object, **__: object) -> Result:
         if self.failure:
             raise self.failure
         return self.result
