@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 AIR = 0.12
 """Fraction of the way from air to the brightest tissue under which generated voxels are air (the paper: 3 of
 255)."""
-NOISE = 0.5
+NOISE = 1.0
 """Part of the scan's noise that is added to generated tissue, which has some of its own."""
 AIR_MM, AIR_SAMPLES = (4, 6, 8, 12, 16, 24, 32, 48), 100
 """The distances from tissue between which air is as noisy as the scan's own, if there are so many samples of it:

@@ -219,7 +219,7 @@ class Canned:
     def __init__(self, result: Result) -> None:
         self.result, self.calls = result, []
 
-    def reface(self, scan: object, seed: int, *options: object) -> Result:
+    def reface(self, scan: object, seed: int, *options: object, **named: object) -> Result:
         self.calls.append((scan, seed))
         return dataclasses.replace(self.result, seed=seed, report={**self.result.report, "seed": seed})
 
@@ -266,7 +266,7 @@ def test_candidates_are_numbered_and_have_consecutive_seeds(
 def test_when_one_candidate_fails_none_is_written(
     refacecgan: Callable, canned: Canned, head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reface(scan: object, seed: int, *options: object) -> Result:
+    def reface(scan: object, seed: int, *options: object, **named: object) -> Result:
         if seed == 8:
             raise CheckError("The generated face is too small.")
         return canned.result
