@@ -322,7 +322,7 @@ def _demo(args: argparse.Namespace, outputs: _Outputs) -> Said:
     args.output, args.mask = folder / "refaced.nii.gz", folder / "face_region.nii.gz"
     args.report, args.render = folder / "report.json", folder / "side-by-side.png"
     lines, notes = _reface(args, outputs, side_by_side=True)
-    seconds = json.loads(outputs.hidden(args.report).read_text())["seconds"]
+    seconds = json.loads(outputs.hidden(args.report).read_text(encoding="utf-8"))["seconds"]
     table = [["stage", "seconds"], *([stage, f"{value:.2f}"] for stage, value in seconds.items())]
     table.append(["all", f"{sum(seconds.values()):.2f}"])
     return [f"Refaced {args.input}", *lines, "", *_table(table)], notes

@@ -130,7 +130,7 @@ def test_a_folder_without_dicom(refused: Callable, tmp_path: Path, outputs: list
         (blob((40, 44, 1)), "2D"),
         (blob((40, 44, 48, 2)), "several volumes"),
         (blob((40, 44, 3)), "too few"),
-        (np.where(blob(dtype="f4") == 7, np.nan, blob(dtype="f4")), "NaN"),
+        (np.full((40, 44, 48), np.nan, "f4"), "nothing but NaN"),
         (np.where(blob(dtype="f4") == 7, np.inf, blob(dtype="f4")), "infinite"),
         (np.full((40, 44, 48), 100, "i2"), "the value 100 in every voxel"),
         (np.zeros((40, 44, 48), "i2"), "the value 0 in every voxel"),

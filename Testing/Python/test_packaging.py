@@ -34,14 +34,14 @@ def shipped() -> list[str]:
 
 def listed(variable: str) -> list[str]:
     """A list in the module's CMakeLists.txt."""
-    text = (MODULE / "CMakeLists.txt").read_text()
+    text = (MODULE / "CMakeLists.txt").read_text(encoding="utf-8")
     return re.search(rf"^set\({variable}\s([^)]*)\)", text, re.MULTILINE)[1].split()
 
 
 @pytest.fixture(scope="module")
 def extension() -> dict[str, str]:
     """The extension's fields in the top CMakeLists.txt, each on one line as the catalogue's checks want it."""
-    lines = (REPOSITORY / "CMakeLists.txt").read_text().splitlines()
+    lines = (REPOSITORY / "CMakeLists.txt").read_text(encoding="utf-8").splitlines()
     found = (re.fullmatch(r'set\(EXTENSION_(\w+) "([^"]+)"\)', line) for line in lines)
     return {match[1].lower(): match[2] for match in found if match}
 
@@ -138,7 +138,7 @@ def test_an_installed_module_finds_its_model(build):
 
 
 def test_cmake_tells_slicer_the_name_the_fields_and_the_test(build, extension):
-    said = dict(line.split("=", 1) for line in (build / "build" / "said.txt").read_text().splitlines())
+    said = dict(line.split("=", 1) for line in (build / "build" / "said.txt").read_text(encoding="utf-8").splitlines())
     assert said.pop("packaged") == said.pop("module") == "RefaceCGAN"
     assert said.pop("unittest") == "RefaceCGAN.py"
     assert said.pop("generic_tests") == "TRUE"
@@ -157,14 +157,14 @@ def test_the_fields_are_complete_and_survive_cmake(extension):
 
 
 def test_s4ext_says_what_cmake_says(extension):
-    lines = (REPOSITORY / "RefaceCGAN.s4ext").read_text().splitlines()
+    lines = (REPOSITORY / "RefaceCGAN.s4ext").read_text(encoding="utf-8").splitlines()
     fields = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
     source = {"scm": "git", "scmurl": extension["homepage"], "scmrevision": "main", "build_subdirectory": "."}
     assert fields == {**extension, **source, "enabled": "1"}
 
 
 def test_the_entry_for_the_extensions_index_says_what_cmake_says(extension):
-    entry = json.loads((REPOSITORY / "Resources" / "RefaceCGAN.json").read_text())
+    entry = json.loads((REPOSITORY / "Resources" / "RefaceCGAN.json").read_text(encoding="utf-8"))
     schema = entry.pop("$schema")
     assert re.fullmatch(r"https://\S+/slicer-extension-catalog-entry-schema-v1\.0\.\d\.json#", schema)
     assert entry.pop("tier") in (1, 3, 5)
@@ -210,7 +210,7 @@ def imports(source: Path, everywhere: bool = False) -> set[str]:
 
     package = source.relative_to(MODULE).parent.parts
     names = set()
-    for node in run(iter([ast.parse(source.read_text())])):
+    for node in run(iter([ast.parse(source.read_text(encoding="utf-8"))])):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -239,7 +239,7 @@ def test_the_library_never_imports_slicer(name):
 
 # --- the README -------------------------------------------------------------------------------------------
 
-README = (REPOSITORY / "README.md").read_text()
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_links_of_the_readme_lead_somewhere():

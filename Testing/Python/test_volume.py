@@ -443,7 +443,7 @@ def test_a_folder_without_dicom_is_refused(tmp_path: Path) -> None:
 BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a missing file": ("a.nii.gz", lambda p: None, "does not exist"),
     "an unknown suffix": ("a.dcm", lambda p: p.write_bytes(b"x"), "no known suffix"),
-    "a text file called .nii.gz": ("a.nii.gz", lambda p: p.write_text("hello"), "damaged"),
+    "a text file called .nii.gz": ("a.nii.gz", lambda p: p.write_text("hello"), "not a NIfTI file"),
     "a text file called .nii": ("a.nii", lambda p: p.write_text("hello"), "not a NIfTI file"),
     "a text file called .nrrd": ("a.nrrd", lambda p: p.write_text("hello"), "not an NRRD file"),
     "a text file called .mgh": ("a.mgh", lambda p: p.write_text("hello" * 99), "not an MGH file"),
@@ -459,7 +459,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a 4D image cut short": ("a.nii.gz", lambda p: cut(nifti(p, noise(shape=(*SHAPE, 2))), 900), "several"),
     "colours": ("a.nii", lambda p: nifti(p, np.zeros(SHAPE, [(c, "u1") for c in "RGB"])), "colours"),
     "complex numbers": ("a.nii", lambda p: nifti(p, noise("f4").astype("c8")), "complex"),
-    "NaN": ("a.nii", lambda p: nifti(p, with_value(np.nan)), "NaN"),
+    "NaN alone": ("a.nii", lambda p: nifti(p, np.full((20, 20, 20), np.nan, "f4")), "nothing but NaN"),
     "infinity": ("a.nrrd", lambda p: nrrd(p, with_value(-np.inf)), "infinite"),
     "zeros only": ("a.nii", lambda p: nifti(p, np.zeros(SHAPE, "i2")), "the value 0 in every voxel"),
     "a constant": ("a.nrrd", lambda p: nrrd(p, np.full(SHAPE, 7, "u1")), "the value 7 in every voxel"),

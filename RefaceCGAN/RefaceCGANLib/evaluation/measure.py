@@ -91,7 +91,7 @@ class Measures:
             write_place(place_in_template(Volume.read(original)), folder)
 
         place = self.store.get(_name(original), "place", stamp(original), make)
-        return np.array(json.loads((place / "place.json").read_text()))
+        return np.array(json.loads((place / "place.json").read_text(encoding="utf-8")))
 
     def see(self, original: Path, output: Path | None = None) -> Seen:
         """What is seen of an original, or of its output."""
@@ -122,7 +122,7 @@ class Measures:
         key = [stamp(original), stamp(output), str(self.meshnet), code("evaluation/tissue", "evaluation/meshnet")]
         place = self.store.get(_name(original), "tissue", key, make)
         real, made = (Patches.read(place / f"{name}.npz") for name in ("real", "made"))
-        return real, made, json.loads((place / "ratios.json").read_text())
+        return real, made, json.loads((place / "ratios.json").read_text(encoding="utf-8"))
 
 
 def write_place(matrix: np.ndarray, folder: Path) -> None:

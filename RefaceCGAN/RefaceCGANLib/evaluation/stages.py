@@ -197,7 +197,7 @@ class Scan:
         write_json({"rows": self.measured.rows}, self.kept)
 
     def recall(self) -> Measured:
-        rows = json.loads(self.kept.read_text())["rows"]
+        rows = json.loads(self.kept.read_text(encoding="utf-8"))["rows"]
         return Measured([(str(a), str(b), str(c), str(d), float(e)) for a, b, c, d, e in rows])
 
     # --- what is done ---
@@ -541,7 +541,7 @@ def write_numbers(numbers: dict[str, float], path: Path) -> None:
 
 
 def read_numbers(path: Path) -> dict[str, float]:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     return {name: math.nan if value is None else float(value) for name, value in content.items()}
 
 
