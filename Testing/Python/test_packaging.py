@@ -138,7 +138,8 @@ def test_an_installed_module_finds_its_model(build):
 
 
 def test_cmake_tells_slicer_the_name_the_fields_and_the_test(build, extension):
-    said = dict(line.split("=", 1) for line in (build / "build" / "said.txt").read_text(encoding="utf-8").splitlines())
+    lines = (build / "build" / "said.txt").read_text(encoding="utf-8").splitlines()
+    said = dict(line.split("=", 1) for line in lines)
     assert said.pop("packaged") == said.pop("module") == "RefaceCGAN"
     assert said.pop("unittest") == "RefaceCGAN.py"
     assert said.pop("generic_tests") == "TRUE"
