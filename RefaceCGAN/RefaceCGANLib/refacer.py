@@ -50,8 +50,6 @@ SEEDS = 2**63
 """Seeds lie below this, and those drawn by chance below RANDOM_SEEDS, so that they are easily typed again."""
 RANDOM_SEEDS = 10**6
 
-PLACEMENTS = 8
-"""The last modes of displacement: how a face sits on its skull (`training.template`)."""
 AT_ONCE = 2
 """Candidates that are in work at a time."""
 
@@ -478,14 +476,11 @@ class Refacer:
         raise InputError("The memory did not suffice to draw a face; close programs and try again.")
 
     def shape(self, prepared: Prepared, seed: int) -> np.ndarray:
-        """The code (K,) of the face that a seed draws, the same for all heads, made to fit this one."""
-        assert self.model.tissue is not None
-        rng, card = np.random.default_rng(seed), self.model.card
-        drawn = self.model.tissue.shape_code(rng, float(card["shape_spread"]))
-        last = len(self._cropped_template.modes)  # how a face sits on its skull is drawn freely
-        drawn[last - PLACEMENTS : last] = float(card["placement_spread"]) * rng.standard_normal(PLACEMENTS)
-        meeting = prepared.working.meeting
-        return drawn if meeting is None else self._cropped_template.fitting(drawn, meeting)
+        """The shape coefficients (K,) that a seed draws, the same for all heads, made to fit this one."""
+        template, meeting = self._cropped_template, prepared.working.meeting
+        drawn = np.random.default_rng(seed).standard_normal(template.modes_count)
+        drawn = (float(self.model.card["shape_spread"]) * drawn).astype(np.float32)
+        return drawn if meeting is None else template.fitting(drawn, meeting)
 
     @cached_property
     def _cropped_template(self) -> Template:

@@ -23,8 +23,6 @@ DONORS = 4
 PART_MM, SHARPNESS = 12.0, 6.0
 """Gaussian sigma of the random fields that decide which donor gives a voxel, and how sharply they do: a part of
 one donor is some 3 cm wide, and gives way to the next within some 5 mm."""
-MIXTURE = 6.0
-"""Concentration of the weights with which people's shapes are mixed: some six people have a part in a face."""
 SKIN = 0.4
 """Where tissue falls below this, skin ends: `template.SKIN_LEVEL` + 1."""
 COARSE = 4
@@ -34,12 +32,10 @@ COARSE = 4
 @dataclass(frozen=True)
 class TissueBank:
     """donors: uint8 (D, A, S, L), 0 (air, and what no face reaches) to 255 (1 in the networks' range), on a grid
-    of its own.  affine: (4, 4) index of that -> template RAS mm.  people: (P, K) shape coefficients of training
-    heads, of which faces are mixed."""
+    of its own.  affine: (4, 4) index of that -> template RAS mm."""
 
     donors: np.ndarray
     affine: np.ndarray
-    people: np.ndarray
 
     @classmethod
     def read(cls, path: Path | IO[bytes]) -> TissueBank:
@@ -89,15 +85,6 @@ class TissueBank:
     @cached_property
     def _to_index(self) -> np.ndarray:
         return np.linalg.inv(self.affine)
-
-    def shape_code(self, rng: np.random.Generator, spread: float) -> np.ndarray:
-        """Shape coefficients (K,) of nobody: a random mixture of several people's, `spread` times as far from the
-        mean as people are."""
-        people = self.people.astype(np.float32)
-        weights = rng.dirichlet(np.full(len(people), MIXTURE / len(people)))
-        mean = people.mean(axis=0)
-        away = weights @ (people - mean) / np.sqrt((weights**2).sum())
-        return np.asarray(mean + spread * away, np.float32)
 
     def smooth_skin(self, mosaic: np.ndarray, sigma_mm: float) -> np.ndarray:
         """A mosaic whose skin is smooth over `sigma_mm`, as its donors' voxels are too coarse for a finer scan."""

@@ -64,9 +64,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [*arguments, "--detector=d.onnx", "--recogniser=r.onnx", f"--json={tmp_path / 'numbers.json'}"]
 
 
-def test_folders_are_measured_once(
-    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folders_are_measured_once(folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measure.main(folders)
     said = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in said if "AUC" in line] == [

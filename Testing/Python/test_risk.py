@@ -31,9 +31,7 @@ def cohort() -> Cohort:
     looks, skins = random.standard_normal((40, 2, 24)), random.normal(70, 5, (40, 30))
     originals = {f"p{i:02}": seen(looks[i], skins[i]) for i in range(40)}
     outputs = {
-        f"p{i:02}": [
-            seen(looks[i] + random.standard_normal((2, 24)), random.normal(70, 5, 30)) for _ in range(2)
-        ]
+        f"p{i:02}": [seen(looks[i] + random.standard_normal((2, 24)), random.normal(70, 5, 30)) for _ in range(2)]
         for i in range(30)
     }
     return Cohort.of(outputs, originals)

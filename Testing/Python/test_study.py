@@ -215,9 +215,7 @@ def test_originals_are_told_from_everybody_in_the_gallery(folder: Path, stand: S
     assert nearest == pytest.approx(expected, abs=1e-5)
 
 
-def test_it_writes_tables_figures_and_a_page(
-    folder: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_writes_tables_figures_and_a_page(folder: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "draw_all", DRAW_ALL)
     heard: list[float] = []
     outcome = evaluate(study_file(folder), lambda _, fraction: heard.append(fraction))

@@ -23,7 +23,6 @@ SHEET = VIEWS[:2]
 """The views of the render sheet, one above the other."""
 
 
-
 class Looks:
     """The looks of a study, read from its store: embedder -> scan -> look. What failed is not there."""
 
@@ -99,9 +98,7 @@ def _pairs(tool: str, embedder: str, looks: dict[str, Look]) -> Iterator[Row]:
         yield a, tool, "pair_distance", f"{embedder}/{b}", distance(one, other)
 
 
-def _to_training(
-    tool: str, embedder: str, looks: dict[str, Look], training: dict[str, Look]
-) -> Iterator[Row]:
+def _to_training(tool: str, embedder: str, looks: dict[str, Look], training: dict[str, Look]) -> Iterator[Row]:
     for scan, look in looks.items() if training else ():
         others = {name: other for name, other in training.items() if name != scan}
         yield scan, tool, "training_distance", embedder, nearest(look, others)[1]

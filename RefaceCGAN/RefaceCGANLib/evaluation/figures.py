@@ -96,9 +96,7 @@ def bland_altman(pairs: pd.DataFrame, path: Path, styles: Mapping[str, Style] | 
 def _agreement(axes: Axes, original: np.ndarray, difference: np.ndarray, style: Style) -> None:
     """One panel: points, bias and limits of agreement (bias ± 1.96 SD)."""
     axes.axhline(0, color=PALE, lw=0.6, zorder=0)
-    axes.plot(
-        original + difference / 2, difference, style.marker, color=style.colour, ms=3, mec="white", mew=0.3
-    )
+    axes.plot(original + difference / 2, difference, style.marker, color=style.colour, ms=3, mec="white", mew=0.3)
     axes.margins(x=0.1, y=0.12)
     axes.locator_params(nbins=3, axis="x")
     axes.locator_params(nbins=4, axis="y")

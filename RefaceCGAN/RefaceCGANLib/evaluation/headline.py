@@ -188,4 +188,3 @@ def _frame(rows: list[dict[str, object]]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(rows)
-

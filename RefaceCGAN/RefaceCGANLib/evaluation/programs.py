@@ -35,9 +35,7 @@ class Program(Tool):
     suffix = ".nii.gz"
     """Of the file it reads."""
 
-    def __init__(
-        self, name: str, time_limit: float = TIME_LIMIT, settings: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, name: str, time_limit: float = TIME_LIMIT, settings: dict[str, Any] | None = None) -> None:
         self.time_limit = float(time_limit)
         super().__init__(name, {"kind": type(self).__name__} | (settings or {}))
 

@@ -121,7 +121,7 @@ def loaded(model: str, device: str, average: bool = False, without: str = "") ->
 
     found = Model.load(model)
     if average or without == "shape":
-        found = Model(found.card | {"shape_spread": MEAN_SHAPE, "placement_spread": MEAN_SHAPE}, found.path)
+        found = Model(found.card | {"shape_spread": MEAN_SHAPE}, found.path)
     if average or without == "generator":
         found = Model(found.card, found.path)
         found.__dict__["generator"] = _through(found.card["condition"].index("prior"))

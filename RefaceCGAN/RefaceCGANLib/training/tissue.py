@@ -182,13 +182,13 @@ def build(scans: Sequence[Path], donors: int, card: Path, folder: Path) -> Tissu
         with np.load(path, allow_pickle=False) as data:
             heads.append(Donor(**{f.name: data[f.name] for f in fields(Donor)}))
     heads.sort(key=lambda head: float(head.off_mm))
-    bank = build_bank(heads[:donors], np.stack([head.code for head in heads]), template)
+    bank = build_bank(heads[:donors], template)
     bank.write(folder / "tissue.npz")
     return bank
 
 
-def build_bank(donors: list[Donor], people: np.ndarray, template: Template) -> TissueBank:
-    """The bank of some donors; people: (P, K) shape coefficients; template: `cropped`."""
+def build_bank(donors: list[Donor], template: Template) -> TissueBank:
+    """The bank of some donors; template: `cropped`."""
     from scipy import ndimage
 
     wanted = dilate(torch.from_numpy(template.face_region), MARGIN).numpy()
@@ -225,7 +225,7 @@ def build_bank(donors: list[Donor], people: np.ndarray, template: Template) -> T
     mean = ndimage.map_coordinates(template.mean.astype(np.float32) + 1, points.T, order=3).reshape(shape)
     images += share * (np.where(mean > 0.1, mean, 0) - images)
     affine = template.affine @ to_working
-    return TissueBank(np.rint(images * 127.5).astype(np.uint8), affine, people.astype(np.float16))
+    return TissueBank(np.rint(images * 127.5).astype(np.uint8), affine)
 
 
 def _with_skin(images: np.ndarray, points: np.ndarray, template: Template) -> np.ndarray:
