@@ -14,17 +14,20 @@ NOTHING = "–"
 WORDS = {"percent": "(%)", "ml": "(ml)", "auc": "AUC", "cr": "CR", "ncr": "nCR"}
 
 CAPTIONS = {
-    "table_headline": "One row per tool. Worst attacker: of all that were tried, the one that finds most owners, and its "
+    "table_headline":
+    "One row per tool. Worst attacker: of all that were tried, the one that finds most owners, and its "
     "AUC (0.5: chance; 1: the owner is always found). Made or real: AUC of a classifier that tells "
     "outputs from originals (0.5: it cannot). Fine texture and local contrast: output over original (1 "
     "is best). Brain changed: by the named mask, which none of the tools has made. nCR and Dice: mean "
     "over regions. In brackets: 95 % intervals by bootstrap over people.",
-    "table_attackers": "Each attacker against each tool. AUC: share of other people whose original scores lower than the "
+    "table_attackers":
+    "Each attacker against each tool. AUC: share of other people whose original scores lower than the "
     "owner's, 0.5 is chance; found: the same in the direction that finds more, as an attacker uses "
     "either. Standard: a face recogniser. Informed: knows this program, and compares the skins. "
     "Learned: a ridge regression from outputs to originals of other people, in cross-validation over "
     "people.",
-    "table_made_or_real": "AUC of a classifier that has seen other people's originals and outputs and tells made from real, "
+    "table_made_or_real":
+    "AUC of a classifier that has seen other people's originals and outputs and tells made from real, "
     "in cross-validation over people; 0.5 is best. Slices: a random forest on patches of 16 mm of the "
     "tissue that was changed. Renders: a linear classifier on embeddings.",
     "table_2_exclusions": "How many scans meet an exclusion criterion: C1 brain voxels changed, C2 face not "
@@ -84,7 +87,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def with_deviation(mean: float, deviation: float) -> str:
-    """ "4.9 ± 4.1": the deviation to two digits, the mean to the same place."""
+    """"4.9 ± 4.1": the deviation to two digits, the mean to the same place."""
     if math.isnan(mean):
         return NOTHING
     if not deviation > 0 or math.isinf(deviation):
@@ -94,7 +97,7 @@ def with_deviation(mean: float, deviation: float) -> str:
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """ "73 (47 to 93)", to two digits."""
+    """"73 (47 to 93)", to two digits."""
     value_, low_, high_ = (number(item, digits=2) for item in (value, low, high))
     return value_ if math.isnan(low) else f"{value_} ({low_} to {high_})"
 
@@ -122,7 +125,9 @@ def _heading(name: str) -> str:
 def _by_tool(table: pd.DataFrame, cell: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:
     """A row per backend and region, a column per tool; the number of scans where it is not the usual one."""
     usual = table["scans"].max()
-    texts = [cell(row) + ("" if row["scans"] == usual else f" [{row['scans']}]") for row in _records(table)]
+    texts = [
+        cell(row) + ("" if row["scans"] == usual else f" [{row['scans']}]") for row in _records(table)
+    ]
     keys = ["backend", "region", "tool"]
     wide = table[keys].assign(text=texts).set_index(keys)["text"].unstack("tool", sort=False)
     return wide.fillna(NOTHING).rename_axis(columns=None).reset_index()
