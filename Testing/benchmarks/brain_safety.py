@@ -25,6 +25,8 @@ from scipy import ndimage
 FACE_LEFT = 0.02
 """Share of the skin of the face that may be unchanged: a value may be the same by chance, above all in scans of 8
 bit."""
+FACE_VOXELS = 50
+"""A face of which an earlier tool has left fewer voxels counts as removed."""
 ERODED_MM = 3.0
 """The truth's brain mask is eroded by this, as two brain masks differ at their borders."""
 
@@ -348,7 +350,7 @@ def brain_changed_ml(case: Case, refaced: Volume) -> float:
 
 def face_left(case: Case, refaced: Volume) -> float:
     """The share of the original face's skin whose voxels are unchanged."""
-    if case.face is None or not case.face.any():
+    if case.face is None or np.count_nonzero(case.face) < FACE_VOXELS:
         return 0.0
     same = case.volume.stored == refaced.stored
     return float(np.count_nonzero(same & case.face)) / float(np.count_nonzero(case.face))
