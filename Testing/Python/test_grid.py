@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ def reoriented(volume: Volume, order: tuple[int, ...], signs: tuple[int, ...]) -
         if sign < 0:
             array = np.flip(array, axis)
             matrix[old, 3] = volume.stored.shape[old] - 1
-    return Volume.from_array(np.ascontiguousarray(array), volume.affine @ matrix)
+    turned = Volume.from_array(np.ascontiguousarray(array), volume.affine @ matrix)
+    return replace(turned, slope=volume.slope, intercept=volume.intercept)
 
 
 @pytest.fixture(scope="module")
