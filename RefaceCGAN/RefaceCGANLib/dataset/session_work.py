@@ -166,12 +166,14 @@ def _threads(count: int) -> Iterator[None]:
     """The order of a sum is part of its result, so the number of threads is fixed; it is put back after."""
     import SimpleITK as sitk
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     torch.set_num_threads(count)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
     try:
-        yield
+        with threadpool_limits(limits=count):  # NumPy's linear algebra
+            yield
     finally:
         torch.set_num_threads(before[0])
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before[1])
