@@ -328,8 +328,8 @@ def test_a_scan_that_fails_is_listed_with_its_reason_and_the_rest_goes_on(folder
     outcome = evaluate(study_file(folder))
     assert outcome.warnings == ["Of 1 pairs of scan and tool a step failed; failures.csv says which and why."]
     _, row = csv.reader((folder / "out" / "failures.csv").open())
-    assert row[:3] == ["bob", "twin", "output"] and "damaged or no NIfTI" in row[3]
-    assert "damaged or no NIfTI" in (folder / "out" / "index.html").read_text()
+    assert row[:3] == ["bob", "twin", "output"] and "is not a NIfTI file" in row[3]
+    assert "is not a NIfTI file" in (folder / "out" / "index.html").read_text()
     table = pd.read_csv(folder / "out" / "table.csv")
     assert set(values_of(table, "twin", "brain_voxels_changed")) == {"ann", "eve"}
     assert set(values_of(table, "copy", "brain_voxels_changed")) == set(PEOPLE)
