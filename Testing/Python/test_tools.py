@@ -272,7 +272,7 @@ def test_a_wrong_tool_is_refused_in_one_sentence(config: dict[str, Any], words: 
 def warm(result: Result, monkeypatch: pytest.MonkeyPatch) -> Iterator[Result]:
     """Model and anatomy of the sample head are known: what is left is each tool's own work."""
     loaded.cache_clear()
-    monkeypatch.setattr(Refacer, "prepare", lambda *_: result.prepared)
+    monkeypatch.setattr(Refacer, "prepare", lambda *_, **__: result.prepared)
     yield result
     loaded.cache_clear()
 
