@@ -85,9 +85,10 @@ IN_VIEW = 0.5
 OVERLAP = 0.75
 """Dice of the scan's brain with the average one after alignment, at least."""
 SKULL_MM, SKULL_LAYERS, NO_SKULL = 2.0, 13, 0.92
-"""The skull is looked for in so many layers of so many mm under the skin. Where the darkest of them has more than
-the third of the brightness of those on both sides, there is none: 0.14 to 0.90 in heads of eight contrasts, also
-with slices of 5.5 mm; 0.93 to 1.03 in stripped brains and phantoms."""
+"""The skull is looked for in layers under the skin: thickness of a layer in mm, number of layers, and a
+ratio. Where the darkest layer has more than that ratio of the brightness of the layers on both sides, there
+is no skull: 0.14 to 0.90 in heads of eight contrasts, also with slices of 5.5 mm; 0.93 to 1.03 in stripped
+brains and phantoms."""
 FULL = 0.68
 """Share of the scan that is brighter than its skin from which on that is noise where there is no signal."""
 EMPTIED = 0.25
@@ -111,13 +112,12 @@ slice that must be in the first, too."""
 class Anatomy:
     """What `locate` found. Masks are bool (A, S, L) on the native grid in ASL order.
 
-        brain_mask: the brain.  face_region: what is emptied and generated.  second_brain: the second opinion
-    on the     brain, eroded by 2 mm.  to_template: (4, 4) ASL index -> template RAS mm.  skin: intensity above
-    air where tissue     begins (real values).  already_defaced: the scan came without a face, or with part of
-    one.  misfit_mm, in_view:     how well the template fits, and how much of the average face the field of
-    view holds (0..1).  disputed_ml: brain     by the second opinion in what would be the face region; none of
-    it is left there.  agreement: Dice of the two     brain masks.  noisy_air: there is noise as bright as
-    tissue where there is no signal."""
+        brain_mask: the brain. face_region: what is emptied and generated. second_brain: the second opinion on the
+    brain, eroded by 2 mm. to_template: (4, 4) ASL index -> template RAS mm. skin: intensity above air where
+    tissue begins (real values). already_defaced: the scan came without a face, or with part of one. misfit_mm,
+    in_view: how well the template fits, and how much of the average face the field of view holds (0..1).
+    disputed_ml: brain by the second opinion in what would be the face region; none of it is left there.
+    agreement: Dice of the two brain masks."""
 
     view: AslView
     brain_mask: np.ndarray
@@ -130,7 +130,6 @@ class Anatomy:
     second_brain: np.ndarray
     disputed_ml: float
     agreement: float
-    noisy_air: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -237,7 +236,6 @@ def locate(
         second_brain=second_native,
         disputed_ml=disputed_ml,
         agreement=agreement,
-        noisy_air=noisy_air,
         warnings=tuple(warnings),
     )
 

@@ -223,6 +223,21 @@ def _unfold(x: Tensor) -> Tensor:
     return x.reshape(n, 1, 2 * a, 2 * s, 2 * length)
 
 
+def _down_and_up(y: Tensor, downs: nn.ModuleList, ups: nn.ModuleList) -> Tensor:
+    """The levels of a U-Net: down, and up again beside what was on the way down. y: (N, C, a, s, l)."""
+    skips = [y]
+    for down in downs:
+        y = down(y)
+        skips.append(y)
+    skips.pop()
+    narrow: nn.Module
+    merge: nn.Module
+    for narrow, merge in ups:  # type: ignore[misc,assignment]
+        y = functional.interpolate(narrow(y), scale_factor=2.0, mode="trilinear", align_corners=False)
+        y = merge(torch.cat([y, skips.pop()], dim=1))
+    return y
+
+
 class AnatomyNetwork(nn.Module):
     """Where the brain is, and where every voxel lies in the template, from one scan of any contrast.
 
@@ -285,16 +300,7 @@ class AnatomyNetwork(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         guess = self._first_guess(x)
         y = self.enter(torch.cat([_fold(x), guess], dim=1))
-        skips = [y]
-        for down in self.down:
-            y = down(y)
-            skips.append(y)
-        skips.pop()
-        narrow: nn.Module
-        merge: nn.Module
-        for narrow, merge in self.up:  # type: ignore[misc,assignment]
-            y = functional.interpolate(narrow(y), scale_factor=2.0, mode="trilinear", align_corners=False)
-            y = merge(torch.cat([y, skips.pop()], dim=1))
+        y = _down_and_up(y, self.down, self.up)
         y = self.leave(y).float()
         return _unfold(y[:, :8]), (guess + y[:, 8:]) * self.scale.reshape(3, 1, 1, 1)
 
@@ -335,17 +341,7 @@ class BrainNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.enter(_fold(x))
-        skips = [y]
-        for down in self.down:
-            y = down(y)
-            skips.append(y)
-        skips.pop()
-        narrow: nn.Module
-        merge: nn.Module
-        for narrow, merge in self.up:  # type: ignore[misc,assignment]
-            y = functional.interpolate(narrow(y), scale_factor=2.0, mode="trilinear", align_corners=False)
-            y = merge(torch.cat([y, skips.pop()], dim=1))
+        y = _down_and_up(self.enter(_fold(x)), self.down, self.up)
         return _unfold(self.leave(y))
 
 

@@ -100,7 +100,7 @@ class Head:
 
 
 def bottom_cuts(head: Head) -> Iterator[Case]:
-    """The field of view ends so many mm above the lowest brain voxel."""
+    """The field of view ends at a height above the lowest brain voxel (below it where negative)."""
     low = np.argwhere(head.brain)[:, 2].min()
     for mm in (-40, -20, 0, 8, 16, 24, 32, 40, 60):
         k = max(0, low + mm // 2)

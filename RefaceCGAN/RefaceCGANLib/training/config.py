@@ -50,6 +50,20 @@ NETWORKS: dict[str, Any] = {
     "device": Key(str, "auto"),  # auto, cpu or cuda
     "init": Key(str, None),  # weights to start from
 }
+
+
+def _brain_keys(filters: list[int]) -> dict[str, Any]:
+    """The keys of a network that finds the brain; filters: those of the default model."""
+    training = {
+        "seed": Key(int, 1, 0),
+        "steps": Key(int, ..., 1),
+        "learning_rate": Key(float, 2e-3, 0),
+        "filters": Key([int], filters, 1),
+    }
+    paths = {"template": Key(str), "heads": Key([str])}  # template.npz, and prepared heads (.npz)
+    return COMMON | NETWORKS | paths | {"training": training}
+
+
 KEYS: dict[str, dict[str, Any]] = {
     "template": COMMON
     | {
@@ -60,30 +74,8 @@ KEYS: dict[str, dict[str, Any]] = {
         "catalogue": Key(str, None),  # JSON: a list of {"name", "notes"}, which tell of spoilt faces
         "workers": Key(int, 0, 0),  # processes; 0: one for each core
     },
-    "anatomy": COMMON
-    | NETWORKS
-    | {
-        "template": Key(str),  # template.npz
-        "heads": Key([str]),  # prepared heads (.npz)
-        "training": {
-            "seed": Key(int, 1, 0),
-            "steps": Key(int, ..., 1),
-            "learning_rate": Key(float, 2e-3, 0),
-            "filters": Key([int], [24, 40, 64, 96], 1),
-        },
-    },
-    "brain_check": COMMON
-    | NETWORKS
-    | {
-        "template": Key(str),  # template.npz
-        "heads": Key([str]),  # prepared heads (.npz)
-        "training": {
-            "seed": Key(int, 1, 0),
-            "steps": Key(int, ..., 1),
-            "learning_rate": Key(float, 2e-3, 0),
-            "filters": Key([int], [32, 48, 64], 1),
-        },
-    },
+    "anatomy": _brain_keys([24, 40, 64, 96]),
+    "brain_check": _brain_keys([32, 48, 64]),
     "tissue": COMMON
     | {
         "model": Key(str),  # a model card, for its template and its anatomy network
