@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import qt
 import slicer
 import vtk
-from RefaceCGANSlicer.story import Story
+from RefaceCGANSlicer.self_test import Story
 from slicer import vtkMRMLScalarVolumeNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -301,7 +301,7 @@ class RefaceCGANLogic(ScriptedLoadableModuleLogic):
     Works with and without a window. One logic keeps one engine warm: use it for all scans of a loop."""
 
     def __init__(self) -> None:
-        from RefaceCGANSlicer.session import Session
+        from RefaceCGANSlicer.head_session import Session
 
         ScriptedLoadableModuleLogic.__init__(self)
         self.session = Session()
@@ -418,7 +418,7 @@ class RefaceCGANLogic(ScriptedLoadableModuleLogic):
     def saveReport(self, result: Any, path: str) -> None:
         """Write the report of a result of `process`, or of its node, as JSON, with what the eye found."""
         from RefaceCGANLib.report import write_json
-        from RefaceCGANLib.volume import check_output
+        from RefaceCGANLib.volume.volume import check_output
         from RefaceCGANSlicer import scene
 
         write_json(scene.report_of(getattr(result, "volumeNode", result)), check_output(path, suffixes=(".json",)))
@@ -428,4 +428,4 @@ class RefaceCGANLogic(ScriptedLoadableModuleLogic):
 
 
 class RefaceCGANTest(Story, ScriptedLoadableModuleTest):
-    """The whole story on the sample head, inside Slicer and without a network (RefaceCGANSlicer.story)."""
+    """The whole story on the sample head, inside Slicer and without a network (RefaceCGANSlicer.self_test)."""

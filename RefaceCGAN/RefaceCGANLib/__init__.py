@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .refacer import Refacer, Result
-    from .volume import Volume
+    from .volume.volume import Volume
 
 __version__ = "0.1.0"
 __all__ = ["Refacer", "Result", "Volume", "__version__"]
 
-_HOMES = {"Refacer": "refacer", "Result": "refacer", "Volume": "volume"}
+_HOMES = {"Refacer": "refacer", "Result": "refacer", "Volume": "volume.volume"}
 
 
 def __getattr__(name: str) -> object:

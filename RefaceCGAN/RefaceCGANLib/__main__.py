@@ -14,7 +14,7 @@ def _abort(*_: object) -> None:
 for number in (signal.SIGINT, signal.SIGTERM):  # until `main` looks after them
     signal.signal(number, _abort)
 
-from .cli import main  # noqa: E402
+from .app.command_line import main  # noqa: E402
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .anatomy import DISAGREE_ML, Anatomy
+from .anatomy.location import DISAGREE_ML, Anatomy
 from .errors import CheckError
-from .grid import bounding_box
-from .volume import Volume
+from .spatial.grid import bounding_box
+from .volume.volume import Volume
 
 FACE_RATIO = (0.5, 1.7)
 """Generated tissue in the face region against that of the average head."""

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import anatomy as locating
-from .anatomy import SPACING, Anatomy
+from .anatomy import location as locating
+from .anatomy.location import SPACING, Anatomy
 from .errors import CheckError, InputError
-from .grid import AslView, axes_matrix, dilate, mapped, resample_axes, sample
-from .surface import skin_threshold
-from .volume import Volume
+from .rendering.skin_surface import skin_threshold
+from .spatial.grid import AslView, axes_matrix, dilate, mapped, resample_axes, sample
+from .volume.volume import Volume
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .networks import AnatomyNetwork
-    from .template import Template
+    from .face_model.template import Template
+    from .generation.networks import AnatomyNetwork
 
 ALIGN_MM = 4.0
 """Voxel size of the grid on which a face region is aligned with the template's."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .errors import CheckError
-from .grid import dilate, erode
+from .spatial.grid import dilate, erode
 from .intensity import LOW_PERCENTILE, IntensityScale
 
 CLOSING = 2

@@ -28,17 +28,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
-from .anatomy import SPACING, Anatomy, air_level, bfloat16, locate
+from .anatomy.location import SPACING, Anatomy, air_level, bfloat16, locate
 from .checks import Check, check, enforce
-from .compose import Background, compose
+from .composition import Background, compose
 from .defacing import Defaced
 from .errors import CheckError, InputError
-from .generation import bounded, drawn_tissue, read
-from .grid import AslView, axes_matrix, dilate, mapped, resample_axes, sample, solid
+from .face_model.template import CLEFT, Meeting, Template, Values, trilinear
+from .generation.painting import bounded, drawn_tissue, read
 from .intensity import RING_MM, IntensityScale
-from .models import DEFAULT, Model
-from .template import CLEFT, Meeting, Template, Values, trilinear
-from .volume import Volume
+from .models.model import DEFAULT, Model
+from .spatial.grid import AslView, axes_matrix, dilate, mapped, resample_axes, sample, solid
+from .volume.volume import Volume
 
 if TYPE_CHECKING:
     import torch
@@ -451,7 +451,7 @@ class Refacer:
         wanted: bool, the voxels that are needed."""
         import torch
 
-        from . import tiling
+        from .generation import sliding_window as tiling
 
         card, generator = self.model.card, self.model.generator
         condition = torch.stack([channels[name] for name in card["condition"]])[None]
@@ -507,7 +507,7 @@ def _indices(mask: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def _first(voxel: list[int]) -> np.ndarray:
-    from .grid import shift
+    from .spatial.grid import shift
 
     return shift(*voxel)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from . import __version__
-from .volume import Volume, atomic_path
+from .volume.volume import Volume, atomic_path
 
 if TYPE_CHECKING:
     from .checks import Check

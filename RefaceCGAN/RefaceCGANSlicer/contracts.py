@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .faces import Face, Head
+from .drawn_faces import Face, Head
 from .verdict import Verdict
 
 

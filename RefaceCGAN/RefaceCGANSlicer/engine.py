@@ -1,4 +1,4 @@
-"""The engine's process, seen from Slicer: starts `RefaceCGANLib.worker`, asks it, hears it, kills it.
+"""The engine's process, seen from Slicer: starts `RefaceCGANLib.app.worker`, asks it, hears it, kills it.
 
 >>> engine = Engine()
 >>> number = engine.request("reface", volume=array, affine=affine, seed=7)
@@ -6,8 +6,8 @@
 >>> done["refaced"], done["face_region"], done["report"]
 >>> engine.wait(engine.request("another", seed=8))["refaced"]
 
-The commands, their arguments and answers are the methods of RefaceCGANLib.worker.Worker. Arrays go to the process
-and come back as files in a folder that nobody else may read, and that is removed with the process. A crash or an
+The commands, their arguments and answers are the methods of RefaceCGANLib.app.worker.Worker. Arrays go to the
+process and come back as files in a folder that nobody else may read, and that is removed with it. A crash or an
 out-of-memory ends the process and never Slicer; the next request starts another one. `cancel` gives requests up
 and keeps the process, with the model that it has loaded. Uses no Qt.
 """
@@ -28,13 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .child import Child, EngineError, _, sweep
+from .child_process import Child, EngineError, _, sweep
 
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent.parent
 """The folder of RefaceCGANLib."""
-WORKER = "RefaceCGANLib.worker"
+WORKER = "RefaceCGANLib.app.worker"
 VARIABLE = "REFACECGAN_PYTHON"
 """Environment variable that names another Python; goes before the setting."""
 SETTING = "RefaceCGAN/Python"

@@ -15,7 +15,7 @@ from typing import Any
 import slicer
 from RefaceCGANLib.errors import InputError
 
-from .child import _
+from .child_process import _
 from .scene import remove
 
 LAYOUT = GROUP = 23051  # no other layout's number, no other view group's

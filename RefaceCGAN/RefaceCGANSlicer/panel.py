@@ -18,12 +18,12 @@ from slicer.i18n import tr as _
 
 from . import scene
 from .contracts import Session, Views
+from .drawn_faces import Face, Head
 from .engine import EngineError
-from .faces import Face, Head
+from .other_series import Study
 from .recognition import Recognition
 from .sections import Advanced, Judge, Save
-from .see import See
-from .study import Study
+from .see_section import See
 from .verdict import INFO, RED, Verdict
 from .widgets import (
     allow,

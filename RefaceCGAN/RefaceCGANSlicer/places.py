@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from RefaceCGANLib.surface import Surface, turned
+from RefaceCGANLib.rendering.skin_surface import Surface, turned
 
-from .child import _
+from .child_process import _
 
 FROM_NOSE: dict[str, tuple[tuple[float, float, float], str]] = {
     "left eye": ((-32.0, -38.0, 38.0), "Axial"),

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
-from RefaceCGANLib import saving
+from RefaceCGANLib.app import saving
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.volume import Volume
+from RefaceCGANLib.volume.volume import Volume
 from vtk.util.numpy_support import vtk_to_numpy
 
-from .child import _
+from .child_process import _
 
 SCAN = "vtkMRMLScalarVolumeNode"
 ORIGINAL, REGION = "RefaceCGAN.original", "RefaceCGAN.faceRegion"
@@ -427,8 +427,8 @@ def remove_original(scene: Any, node: Any) -> list[str]:
 
 
 def to_write(result_node: Any, mask: bool = True, report: bool = True) -> dict[str, Any]:
-    """What is written of a result, as the engine's command `save` takes it (RefaceCGANLib.worker): the voxels of
-    the refaced scan alone, bit for bit, in the node's own geometry: a transform above it is not applied, as in
+    """What is written of a result, as the engine's command `save` takes it (RefaceCGANLib.app.worker): the voxels
+    of the refaced scan alone, bit for bit, in the node's own geometry: a transform above it is not applied, as in
     Slicer's own saving. The mask is the face region as it stands in the scene now.
 
     Raises InputError where the node is no result or holds the original's voxels."""

@@ -20,15 +20,16 @@ from typing import Any
 
 import numpy as np
 import slicer
-from RefaceCGANLib import surface
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.volume import check_output
+from RefaceCGANLib.rendering import skin_surface as surface
+from RefaceCGANLib.volume.volume import check_output
 
-from . import layout, skin
-from .child import _
+from . import layout
+from . import skin_display as skin
+from .child_process import _
 from .places import Place, places_of
 from .scene import face_region_of, files_of, read_upright, region_node_of, volume_of
-from .skin import Skin, skin_of
+from .skin_display import Skin, skin_of
 
 SLIDER = 0.3, 3.0  # of the way from air to the automatic threshold: where the slider begins and ends
 RENDERINGS = "surface", "volume"
@@ -101,7 +102,7 @@ class Faces:
         return all(scene.IsNodePresent(node) for node in (*self._models, *self._renderings, *self.nodes))
 
     def look(self, name: str) -> None:
-        """Turn both cameras to one of `RefaceCGANLib.surface.VIEWS`, as the head itself lies; InputError for
+        """Turn both cameras to one of `skin_surface.VIEWS`, as the head itself lies; InputError for
         another name."""
         for view in self._views:
             skin.aim(view, self.frame, name, self.upright)

@@ -9,7 +9,7 @@ has.
 import sys
 
 from dask_jobqueue import SLURMCluster
-from RefaceCGANLib.cli import main
+from RefaceCGANLib.app.command_line import main
 
 WORKERS = 100
 CORES, MEMORY = 2, "6GB"  # of one SLURM job: as many processes as cores, one session at a time in each

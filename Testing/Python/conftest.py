@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from RefaceCGANLib import Refacer, Result, Volume, checks, cli
-from RefaceCGANLib.models import Model
-from RefaceCGANLib.template import Template
-from RefaceCGANLib.training.template import WORKING_SPANS
+from RefaceCGANLib import Refacer, Result, Volume, checks
+from RefaceCGANLib.app import command_line as cli
+from RefaceCGANLib.face_model.template import Template
+from RefaceCGANLib.models.model import Model
+from RefaceCGANLib.training.build_template import WORKING_SPANS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEADS = Path(os.environ.get("REFACECGAN_HEADS", REPOSITORY.parent / "shared" / "heads"))

@@ -20,15 +20,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY / "RefaceCGAN"), str(Path(__file__).parent)]
 os.environ.setdefault("REFACECGAN_PYTHON", sys.executable)
 
-import qt_stand_ins  # noqa: E402
-import slicer  # noqa: E402
-import slicer_offscreen  # noqa: E402
+import qt_stand_ins
+import slicer
+import slicer_offscreen
 
 qt_stand_ins.install()
 
-from RefaceCGANLib import surface  # noqa: E402
-from RefaceCGANSlicer import layout  # noqa: E402
-from test_module import Widget  # noqa: E402
+from RefaceCGANLib.rendering import skin_surface as surface
+from RefaceCGANSlicer import layout
+from test_module import Widget
 
 PANEL, VIEWS = (420, 768), (946, 768)
 """Width and height in pixels of the panel, and of the views beside it: a screen of 1366 x 768."""

@@ -30,7 +30,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed")
 vtk = pytest.importorskip("vtk")
-from RefaceCGANLib import surface  # noqa: E402
+from RefaceCGANLib.rendering import skin_surface as surface
 
 SIZE = 300, 270  # pixels of each 3D view
 SLICE_SIZE = 200, 200

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from RefaceCGANLib.anatomy import DISAGREE_ML, _thin
+from RefaceCGANLib.anatomy.location import DISAGREE_ML, _thin
 from RefaceCGANLib.errors import CheckError
-from RefaceCGANLib.grid import AslView, mapped, resample_axes, sample
-from RefaceCGANLib.training.anatomy import rotation
-from RefaceCGANLib.volume import Volume
+from RefaceCGANLib.spatial.grid import AslView, mapped, resample_axes, sample
+from RefaceCGANLib.training.train_anatomy import rotation
+from RefaceCGANLib.volume.volume import Volume
 from scipy import ndimage
 
 pytestmark = pytest.mark.heads

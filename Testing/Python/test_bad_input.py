@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import RefaceCGANLib
 import SimpleITK as sitk
-from RefaceCGANLib import Refacer, Result, Volume, cli
+from RefaceCGANLib import Refacer, Result, Volume
+from RefaceCGANLib.app import command_line as cli
 from scipy import ndimage
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])

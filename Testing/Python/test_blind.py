@@ -11,8 +11,8 @@ import pytest
 from conftest import Call
 from RefaceCGANLib import Refacer, Result, Volume
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.grid import AslView
 from RefaceCGANLib.refacer import seed_of
+from RefaceCGANLib.spatial.grid import AslView
 from scipy.ndimage import binary_dilation
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import RefaceCGANLib
-from RefaceCGANLib import Refacer, Result, Volume, __version__, cli, models
+from RefaceCGANLib import Refacer, Result, Volume, __version__
+from RefaceCGANLib.app import command_line as cli
 from RefaceCGANLib.errors import CheckError
+from RefaceCGANLib.models import model as models
 
 PACKAGE = Path(RefaceCGANLib.__file__).parents[1]
 HEAVY = {"numpy", "torch", "vtkmodules", "nibabel", "SimpleITK", "scipy"}
@@ -53,7 +55,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["reface", "--help"], ["reface", "a"]])
 def test_help_version_and_a_wrong_call_load_nothing_heavy(arguments: list[str]) -> None:
-    code = f"import sys; from RefaceCGANLib.cli import main; main({arguments}); print(*sys.modules)"
+    code = f"import sys; from RefaceCGANLib.app.command_line import main; main({arguments}); print(*sys.modules)"
     done = python("-c", code)
     assert done.returncode == 0 and not HEAVY & set(done.stdout.splitlines()[-1].split())
 
@@ -435,7 +437,7 @@ def test_train_runs_the_configuration(
     ran: list[Path] = []
     fake = types.ModuleType("config")
     fake.run = ran.append  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "RefaceCGANLib.training.config", fake)
+    monkeypatch.setitem(sys.modules, "RefaceCGANLib.training.training_config", fake)
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     assert refacecgan("train", tmp_path / "paper.toml").status == 0
     assert ran == [tmp_path / "paper.toml"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from RefaceCGANLib import Refacer, Volume
-from RefaceCGANLib.compose import AIR_MM, EDGE_VOXELS, compose
+from RefaceCGANLib.composition import AIR_MM, EDGE_VOXELS, compose
 from RefaceCGANLib.refacer import Prepared
 from scipy.ndimage import distance_transform_edt
 

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage, RLELossless
 from RefaceCGANLib import Volume
 from RefaceCGANLib.dataset.discovery import discover
-from RefaceCGANLib.dicom import new_uid, read_files, write_series
+from RefaceCGANLib.volume.dicom_output import new_uid, read_files, write_series
 
 SLICES, ROWS, COLUMNS = 18, 40, 44
 KEY = b"k" * 32

@@ -20,8 +20,8 @@ import pytest
 from data_sets import contents, describe, other_contrast, time_series, write
 from RefaceCGANLib import Refacer, Volume
 from RefaceCGANLib.dataset import bids_app, plan
-from RefaceCGANLib.grid import mapped
-from RefaceCGANLib.surface import skin_surface, skin_threshold
+from RefaceCGANLib.rendering.skin_surface import skin_surface, skin_threshold
+from RefaceCGANLib.spatial.grid import mapped
 from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree
 

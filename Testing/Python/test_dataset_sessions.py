@@ -14,7 +14,7 @@ from RefaceCGANLib.dataset import plan
 from RefaceCGANLib.dataset.coregistration import SPACING, Grey, register, rigid
 from RefaceCGANLib.dataset.timeseries import TimeSeries, volumes_in
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.grid import mapped
+from RefaceCGANLib.spatial.grid import mapped
 from scipy.ndimage import binary_erosion
 
 AFFINE = np.array([[-2.0, 0, 0, 50], [0, 2, 0, -60], [0, 0, 3, -40], [0, 0, 0, 1]])

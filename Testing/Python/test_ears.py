@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from RefaceCGANLib.grid import positions
-from RefaceCGANLib.template import Template
+from RefaceCGANLib.face_model.template import Template
+from RefaceCGANLib.spatial.grid import positions
 from RefaceCGANLib.training import ears
 from scipy import ndimage
 

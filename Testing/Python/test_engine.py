@@ -16,8 +16,9 @@ import pytest
 MODULE = Path(__file__).resolve().parents[2] / "RefaceCGAN"
 sys.path.insert(0, str(MODULE))
 
-from RefaceCGANSlicer import child, engine  # noqa: E402
-from RefaceCGANSlicer.engine import Engine, EngineError  # noqa: E402
+from RefaceCGANSlicer import child_process as child
+from RefaceCGANSlicer import engine
+from RefaceCGANSlicer.engine import Engine, EngineError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="asks the system for processes as POSIX does")
 STAND_IN = """

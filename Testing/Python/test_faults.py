@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from RefaceCGANLib import Refacer, Volume, cli
+from RefaceCGANLib import Refacer, Volume
+from RefaceCGANLib.app import command_line as cli
 from RefaceCGANLib.errors import CheckError, InputError
 
 sys.path.insert(0, str(REPOSITORY / "Testing" / "benchmarks"))
@@ -139,7 +140,7 @@ def test_air_is_painted_at_the_level_of_air(refacer, head):
 
 def test_a_second_opinion_stops_what_the_first_does_not_see(refacer, head, monkeypatch):
     """The brain mask of the first network loses its front: the check that does not rest on it stops the scan."""
-    from RefaceCGANLib import anatomy
+    from RefaceCGANLib.anatomy import location as anatomy
 
     apply = anatomy._apply
 

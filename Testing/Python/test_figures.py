@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from RefaceCGANLib.errors import InputError
 from RefaceCGANLib.evaluation import figures, statistics
-from RefaceCGANLib.evaluation.canvas import DPI, PAGE, STYLE, Style, new_figure, save, styled, styles_of
-from RefaceCGANLib.evaluation.tidy import matches, rows_of, volume_pairs
+from RefaceCGANLib.evaluation.figure_style import DPI, PAGE, STYLE, Style, new_figure, save, styled, styles_of
+from RefaceCGANLib.evaluation.measurements import matches, rows_of, volume_pairs
 
 TOOLS = "reface", "blur"
 NAN = float("nan")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from RefaceCGANLib.grid import (
+from RefaceCGANLib.spatial.grid import (
     AslView,
     axes_matrix,
     dilate,
@@ -20,7 +20,7 @@ from RefaceCGANLib.grid import (
     shift,
     smooth,
 )
-from RefaceCGANLib.volume import Volume
+from RefaceCGANLib.volume.volume import Volume
 from scipy import ndimage
 
 ORIENTATIONS = [
@@ -91,7 +91,7 @@ def test_sample_in_slabs_equals_sample_at_once(monkeypatch):
     source = torch.from_numpy(np.random.default_rng(3).random((2, 20, 15, 12), dtype=np.float32))
     matrix = np.array([[0.9, 0.1, 0, 1], [-0.1, 0.8, 0.05, 2], [0, 0, 1.1, -0.5], [0, 0, 0, 1]])
     at_once = sample(source, matrix, (18, 16, 11), "border")
-    monkeypatch.setattr("RefaceCGANLib.grid.SLAB_VOXELS", 500)
+    monkeypatch.setattr("RefaceCGANLib.spatial.grid.SLAB_VOXELS", 500)
     assert torch.allclose(sample(source, matrix, (18, 16, 11), "border"), at_once, atol=1e-5)
 
 

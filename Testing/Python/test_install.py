@@ -14,8 +14,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "RefaceCGAN"))
 
-from RefaceCGANSlicer import engine, install  # noqa: E402
-from RefaceCGANSlicer.engine import EngineError  # noqa: E402
+from RefaceCGANSlicer import engine, install
+from RefaceCGANSlicer.engine import EngineError
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from RefaceCGANLib import Volume
 from RefaceCGANLib.evaluation.made_or_real import patches_told, renders_told
 from RefaceCGANLib.evaluation.measure import heads_in, tissue_of
-from RefaceCGANLib.evaluation.tissue import (
+from RefaceCGANLib.evaluation.tissue_realism import (
     PATCHES,
     Scale,
     changed_region,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from RefaceCGANLib import Volume
 from RefaceCGANLib.evaluation import made_or_real, measure
-from RefaceCGANLib.evaluation.faces import Look
+from RefaceCGANLib.evaluation.face_recognition import Look
 from RefaceCGANLib.evaluation.skin_shape import CENTRE
 from scipy import ndimage
 

@@ -27,10 +27,11 @@ from slicer_offscreen import add_volume, slicer_with
 
 qt_stand_ins.install()
 
-from RefaceCGANSlicer import scene, session  # noqa: E402
-from RefaceCGANSlicer.engine import EngineError  # noqa: E402
+from RefaceCGANSlicer import head_session as session
+from RefaceCGANSlicer import scene
+from RefaceCGANSlicer.engine import EngineError
 
-import RefaceCGAN as module  # noqa: E402
+import RefaceCGAN as module
 
 
 class Widget:

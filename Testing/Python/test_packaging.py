@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from RefaceCGANLib import cli
+from RefaceCGANLib.app import command_line as cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = REPOSITORY / "RefaceCGAN"
@@ -132,7 +132,7 @@ def test_what_is_installed_is_the_module_and_the_sample_head(build):
 
 def test_an_installed_module_finds_its_model(build):
     module = build / "installed" / "modules"
-    code = "from RefaceCGANLib.models import Model\nprint(Model.load().path)"
+    code = "from RefaceCGANLib.models.model import Model\nprint(Model.load().path)"
     done = subprocess.run([sys.executable, "-c", code], cwd=module, capture_output=True, text=True)
     assert Path(done.stdout.strip()) == module / "Resources" / "Models" / "default", done.stderr
 

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from RefaceCGANLib.evaluation import page
-from RefaceCGANLib.evaluation.config import Study
-from RefaceCGANLib.evaluation.readable import readable
+from RefaceCGANLib.evaluation import study_page as page
+from RefaceCGANLib.evaluation.study_config import Study
+from RefaceCGANLib.evaluation.tables import readable
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8ffff3f0005fe02fe"

@@ -1,6 +1,6 @@
 """The panel: which state it is in, what may be pressed and why not, and what it makes of what the engine answers.
 
-Real MRML and real faces (RefaceCGANSlicer.faces, .scene); the engine and the views are fakes, the widgets
+Real MRML and real faces (RefaceCGANSlicer.drawn_faces, .scene); the engine and the views are fakes, the widgets
 stand-ins.
 """
 
@@ -27,11 +27,12 @@ from slicer_offscreen import add_volume, slicer_with
 
 qt_stand_ins.install()
 
-from RefaceCGANLib.errors import InputError  # noqa: E402
-from RefaceCGANLib.surface import Surface  # noqa: E402
-from RefaceCGANSlicer import faces, panel, scene, sections, verdict, widgets  # noqa: E402
-from RefaceCGANSlicer.engine import EngineError  # noqa: E402
-from RefaceCGANSlicer.skin import Skin  # noqa: E402
+from RefaceCGANLib.errors import InputError
+from RefaceCGANLib.rendering.skin_surface import Surface
+from RefaceCGANSlicer import drawn_faces as faces
+from RefaceCGANSlicer import panel, scene, sections, verdict, widgets
+from RefaceCGANSlicer.engine import EngineError
+from RefaceCGANSlicer.skin_display import Skin
 
 MODULE = Path(panel.__file__).parents[1]
 UI = MODULE / "Resources" / "UI" / "RefaceCGAN.ui"

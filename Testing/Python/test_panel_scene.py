@@ -17,11 +17,11 @@ import slicer
 
 qt_stand_ins.install()
 
-from RefaceCGANLib.errors import InputError  # noqa: E402
-from RefaceCGANSlicer import scene  # noqa: E402
-from RefaceCGANSlicer.engine import EngineError  # noqa: E402
-from slicer_offscreen import complaints, item_of, slicer_with  # noqa: E402
-from test_panel import SHAPE, World, add_head, head_array, reason  # noqa: E402
+from RefaceCGANLib.errors import InputError
+from RefaceCGANSlicer import scene
+from RefaceCGANSlicer.engine import EngineError
+from slicer_offscreen import complaints, item_of, slicer_with
+from test_panel import SHAPE, World, add_head, head_array, reason
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_the_result_stays_the_panel_s_when_the_original_leaves(
 ) -> None:
     """It is not taken for the next head to be refaced, and can be judged and saved."""
     yes(monkeypatch)
-    monkeypatch.setattr("RefaceCGANLib.saving._draw", lambda scan, target: target.write_bytes(b"picture"))
+    monkeypatch.setattr("RefaceCGANLib.app.saving._draw", lambda scan, target: target.write_bytes(b"picture"))
     result, original = world.refaced(), world.parameters.inputVolume
     if how == "with another scan there":
         add_head("knee")

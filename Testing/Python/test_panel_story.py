@@ -17,12 +17,12 @@ import slicer
 
 qt_stand_ins.install()
 
-from RefaceCGANLib.models import Model  # noqa: E402
-from RefaceCGANSlicer import layout, sections  # noqa: E402
-from RefaceCGANSlicer.engine import EngineError  # noqa: E402
-from RefaceCGANSlicer.verdict import verdict_of  # noqa: E402
-from slicer_offscreen import slicer_with  # noqa: E402
-from test_panel import REPORT, World, add_head, reason  # noqa: E402
+from RefaceCGANLib.models.model import Model
+from RefaceCGANSlicer import layout, sections
+from RefaceCGANSlicer.engine import EngineError
+from RefaceCGANSlicer.verdict import verdict_of
+from slicer_offscreen import slicer_with
+from test_panel import REPORT, World, add_head, reason
 
 QtCore = qt_stand_ins.QtCore
 WIDTH, HEIGHT = 400, 440

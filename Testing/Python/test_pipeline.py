@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from RefaceCGANLib.grid import AslView
-from RefaceCGANLib.surface import skin_threshold
-from RefaceCGANLib.volume import Volume
+from RefaceCGANLib.rendering.skin_surface import skin_threshold
+from RefaceCGANLib.spatial.grid import AslView
+from RefaceCGANLib.volume.volume import Volume
 from scipy import ndimage
 from test_grid import ORIENTATIONS, reoriented
 

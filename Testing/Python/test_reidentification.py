@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from RefaceCGANLib import Refacer, Volume
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.evaluation.faces import DETECTED, EYES_NOSE_MOUTH, _Embedder, align
+from RefaceCGANLib.evaluation.face_recognition import DETECTED, EYES_NOSE_MOUTH, _Embedder, align
 from RefaceCGANLib.evaluation.reidentification import (
     VIEWS,
     FaceModels,

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from RefaceCGANLib import Result, Volume
-from RefaceCGANLib.evaluation.faces import Look
+from RefaceCGANLib.evaluation.face_recognition import Look
 from RefaceCGANLib.evaluation.measure import Cohort, Seen
 from RefaceCGANLib.evaluation.paper_skin import paper_surface
 from RefaceCGANLib.evaluation.risk import LIMITS, of_cohort, risk, sentences
 from RefaceCGANLib.evaluation.skin_shape import CENTRE, rays, skin_distances, skin_left_percent
-from RefaceCGANLib.models import Model
-from RefaceCGANLib.surface import skin_surface
+from RefaceCGANLib.models.model import Model
+from RefaceCGANLib.rendering.skin_surface import skin_surface
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.volume import Volume
+from RefaceCGANLib.volume.volume import Volume
 from slicer_offscreen import add_transform, add_volume, item_of, scene, slicer, vtk
 
 # isort: split
@@ -459,7 +459,7 @@ def test_a_failure_leaves_nothing_behind(refaced: Any, tmp_path: Path, monkeypat
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("RefaceCGANLib.saving._write_sidecar", full)
+    monkeypatch.setattr("RefaceCGANLib.app.saving._write_sidecar", full)
     with pytest.raises(InputError, match="No space left on device"):
         write_result(refaced, tmp_path / "refaced.nii.gz", picture=False)
     assert not list(tmp_path.iterdir())

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from RefaceCGANLib.evaluation import statistics
-from RefaceCGANLib.evaluation.readable import CAPTIONS, number, readable, with_deviation, with_interval
-from RefaceCGANLib.evaluation.tidy import ORIGINAL, RESAMPLES, rows_of, volume_pairs
+from RefaceCGANLib.evaluation.measurements import ORIGINAL, RESAMPLES, rows_of, volume_pairs
+from RefaceCGANLib.evaluation.tables import CAPTIONS, number, readable, with_deviation, with_interval
 from scipy import stats
 from scipy.spatial.distance import cdist
 from statsmodels.stats.multitest import multipletests

@@ -17,9 +17,12 @@ import pandas as pd
 import pytest
 from RefaceCGANLib import Refacer, Result, Volume
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.evaluation import config, figures, pool, stages, tidy
+from RefaceCGANLib.evaluation import figures, stages
+from RefaceCGANLib.evaluation import measurements as tidy
+from RefaceCGANLib.evaluation import process_pool as pool
+from RefaceCGANLib.evaluation import study_config as config
 from RefaceCGANLib.evaluation.exclusion import Reference, changed
-from RefaceCGANLib.evaluation.faces import Look
+from RefaceCGANLib.evaluation.face_recognition import Look
 from RefaceCGANLib.evaluation.reidentification import VIEWS
 from RefaceCGANLib.evaluation.skin_shape import CENTRE
 from RefaceCGANLib.evaluation.store import Store

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.surface import (
+from RefaceCGANLib.rendering.skin_surface import (
     BACKGROUND,
     LABEL_PIXELS,
     Surface,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from RefaceCGANLib.grid import solid
-from RefaceCGANLib.template import (
+from RefaceCGANLib.face_model.template import (
     CLEFT,
     COVER_MM,
     EDGE_MM,
@@ -17,7 +16,8 @@ from RefaceCGANLib.template import (
     Template,
     reader,
 )
-from RefaceCGANLib.training.template import _placements
+from RefaceCGANLib.spatial.grid import solid
+from RefaceCGANLib.training.build_template import _placements
 from scipy.spatial import cKDTree
 
 

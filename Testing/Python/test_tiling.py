@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from RefaceCGANLib.tiling import apply, blocks
+from RefaceCGANLib.generation.sliding_window import apply, blocks
 
 
 @pytest.mark.parametrize(("shape", "overlap"), [((40, 33, 16), 0.5), ((16, 16, 16), 0.0), ((100, 17, 50), 0.25)])

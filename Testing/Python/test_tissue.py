@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from RefaceCGANLib import Refacer, Result, Volume
-from RefaceCGANLib.generation import CHANGED, DARKEST, GAIN_MOST, bounded, drawn_tissue
-from RefaceCGANLib.models import Model
-from RefaceCGANLib.template import Template
-from RefaceCGANLib.tissue import DONORS, TissueBank
-from RefaceCGANLib.training import config
+from RefaceCGANLib.face_model.template import Template
+from RefaceCGANLib.generation.painting import CHANGED, DARKEST, GAIN_MOST, bounded, drawn_tissue
+from RefaceCGANLib.generation.tissue_bank import DONORS, TissueBank
+from RefaceCGANLib.models.model import Model
+from RefaceCGANLib.training import training_config as config
 
 
 @pytest.fixture(scope="module")

@@ -13,18 +13,19 @@ import pytest
 import torch
 from RefaceCGANLib import Volume
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.models import unpacked
-from RefaceCGANLib.networks import Discriminator, Generator, NoiseDropout
-from RefaceCGANLib.template import MODE_SPACING, Template
-from RefaceCGANLib.training import config, native
+from RefaceCGANLib.face_model.template import MODE_SPACING, Template
+from RefaceCGANLib.generation.networks import Discriminator, Generator, NoiseDropout
+from RefaceCGANLib.models.model import unpacked
+from RefaceCGANLib.training import build_template as building
 from RefaceCGANLib.training import ears as building_ears
-from RefaceCGANLib.training import template as building
-from RefaceCGANLib.training.anatomy import GRIDS, PreparedHead, near_head, train_brain_check
-from RefaceCGANLib.training.anatomy import example as anatomy_example
-from RefaceCGANLib.training.anatomy import train as train_anatomy
-from RefaceCGANLib.training.data import Example, WorkingHead, condition_of, example
+from RefaceCGANLib.training import native_examples as native
+from RefaceCGANLib.training import training_config as config
+from RefaceCGANLib.training.examples import Example, WorkingHead, condition_of, example
 from RefaceCGANLib.training.portraits import portraits, skin_loss
 from RefaceCGANLib.training.release import packed
+from RefaceCGANLib.training.train_anatomy import GRIDS, PreparedHead, near_head, train_brain_check
+from RefaceCGANLib.training.train_anatomy import example as anatomy_example
+from RefaceCGANLib.training.train_anatomy import train as train_anatomy
 from RefaceCGANLib.training.trainer import Trainer, l15
 
 SHAPE = (32, 32, 24)
@@ -632,7 +633,7 @@ class TestTemplate:
         np.testing.assert_allclose(index @ affine[:3, :3].T + affine[:3, 3], points)
 
     def test_the_inverse_of_a_field_undoes_it(self) -> None:
-        from RefaceCGANLib.template import warp
+        from RefaceCGANLib.face_model.template import warp
 
         grid = building._coarser(building.GRID_AFFINE, 2)
         shape = (24, 24, 16)

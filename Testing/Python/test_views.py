@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from RefaceCGANLib import Result
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.surface import LABEL_PIXELS, coarse, skin_threshold
-from RefaceCGANLib.volume import Volume
+from RefaceCGANLib.rendering.skin_surface import LABEL_PIXELS, coarse, skin_threshold
+from RefaceCGANLib.volume.volume import Volume
 from slicer_offscreen import add_transform, add_volume, complaints, item_of, slicer, slicer_with, vtk
 
 # isort: split

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.volume import SUFFIXES, Volume, atomic_path, check_output
+from RefaceCGANLib.volume.volume import SUFFIXES, Volume, atomic_path, check_output
 
 SHAPE = (16, 17, 18)
 OBLIQUE = np.array([[-0.9, 0.1, 0.2, 80.0], [0.1, 0.8, -0.3, -90.0], [0.1, 0.3, 1.2, -60.0], [0, 0, 0, 1]])
@@ -187,7 +187,7 @@ def test_a_changed_affine_is_not_written_with_the_old_header(tmp_path: Path) -> 
 
 
 def test_importing_the_module_loads_no_reader() -> None:
-    code = "import sys, RefaceCGANLib.volume; print({'nibabel', 'SimpleITK', 'torch'} & set(sys.modules))"
+    code = "import sys, RefaceCGANLib.volume.volume; print({'nibabel', 'SimpleITK', 'torch'} & set(sys.modules))"
     path = os.pathsep.join(p for p in sys.path if p)
     env = {**os.environ, "PYTHONPATH": path}
     assert subprocess.check_output([sys.executable, "-c", code], env=env).strip() == b"set()"

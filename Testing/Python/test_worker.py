@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from RefaceCGANLib import Volume, __version__
+from RefaceCGANLib.app.worker import Worker, told
 from RefaceCGANLib.errors import CheckError, InputError
 from RefaceCGANLib.evaluation.reidentification import Recogniser
-from RefaceCGANLib.worker import Worker, told
 
 PACKAGE = Path(__file__).resolve().parents[2] / "RefaceCGAN"
 
@@ -24,7 +24,7 @@ class Talk:
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked = folder, 0
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "RefaceCGANLib.worker", str(folder)], cwd=PACKAGE, text=True,
+            [sys.executable, "-m", "RefaceCGANLib.app.worker", str(folder)], cwd=PACKAGE, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.ready = self.hear()
@@ -328,7 +328,7 @@ def test_without_onnx_runtime_a_sentence_says_what_to_install(tmp_path, original
 
 
 def test_the_original_is_looked_at_once(original, face_models, monkeypatch):
-    from RefaceCGANLib import surface
+    from RefaceCGANLib.rendering import skin_surface as surface
 
     recogniser = Recogniser(Path(face_models["detector"]), Path(face_models["recogniser"]))
     drawn, render = [], surface.render

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from RefaceCGANLib import Volume
 from RefaceCGANLib.evaluation.volumetry import Backend, MeshNet, Segmentation, TissueClasses, dice
-from RefaceCGANLib.grid import sample
+from RefaceCGANLib.spatial.grid import sample
 
 CSF = (1, 4, 11, 46, 49, 50, 51, 52)
 WM = (40, 41, 61, 62, *range(81, 96))

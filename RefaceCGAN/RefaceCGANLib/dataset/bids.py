@@ -14,7 +14,7 @@ from typing import Any
 from .. import __version__
 from ..errors import InputError
 from ..report import write_json
-from ..volume import SUFFIXES, atomic_path
+from ..volume.volume import SUFFIXES, atomic_path
 from .plan import Row
 
 DESCRIPTION = "dataset_description.json"

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import cli
+from ..app import command_line as cli
 from ..errors import InputError
 
 if TYPE_CHECKING:

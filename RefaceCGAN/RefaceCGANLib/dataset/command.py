@@ -81,7 +81,7 @@ def carry_out(
     """Do a run and return the lines for stdout and the warnings. say: prints what comes before a failure.
 
     Raises InputError, and CheckError where something was withheld; the rest of the output is there."""
-    from ..dicom import NOT_ANONYMOUS
+    from ..volume.dicom_output import NOT_ANONYMOUS
     from .plan import as_tsv, summary
     from .runner import PAGE, PLAN, QC, run
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..grid import AslView, axes_matrix, dilate, mapped, resample_axes, sample, shift
+from ..spatial.grid import AslView, axes_matrix, dilate, mapped, resample_axes, sample, shift
 
 if TYPE_CHECKING:
-    from ..anatomy import Anatomy
-    from ..volume import Volume
+    from ..anatomy.location import Anatomy
+    from ..volume.volume import Volume
 
 SPACING = 3.0
 """mm: the grid on which two series are compared; finer costs more and moves the result by less than 0.3 mm."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..volume import SUFFIXES
+from ..volume.volume import SUFFIXES
 from .plan import Row
 
 Layout = Literal["bids", "folder"]

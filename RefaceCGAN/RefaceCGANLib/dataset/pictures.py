@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..anatomy import Anatomy
-from ..grid import bounding_box
-from ..volume import Volume
+from ..anatomy.location import Anatomy
+from ..spatial.grid import bounding_box
+from ..volume.volume import Volume
 
 SIZE = 160
 """Pixels of each of the five pictures, each way."""
@@ -38,7 +38,7 @@ def picture_name(path: str) -> str:
 
 def _renders(volume: Volume, anatomy: Anatomy) -> list[np.ndarray]:
     from ..errors import RefaceError
-    from ..surface import render, skin_surface
+    from ..rendering.skin_surface import render, skin_surface
 
     try:
         return render(skin_surface(volume.array, volume.affine, anatomy.skin), VIEWS, (SIZE, SIZE))

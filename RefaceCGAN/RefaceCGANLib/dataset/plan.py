@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..volume import atomic_path
+from ..volume.volume import atomic_path
 
 Action = Literal["reface", "deface", "empty", "copy", "leave", "withhold"]
 """reface: gets the new face.  deface: its face region is emptied.  empty: a mask or derivative, its face region

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..volume import atomic_path
+from ..volume.volume import atomic_path
 from .coregistration import SHARPNESS
 from .pictures import picture_name
 from .plan import Outcome, Row

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..volume import atomic_path
+from ..volume.volume import atomic_path
 from .plan import Outcome, Row
 
 FOLDER = ".refacecgan"

@@ -73,7 +73,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Summary:
     source, output = settings.source, settings.output
     check_folders(source, output)
     found = discover(source, settings.wanted)
-    from ..models import Model
+    from ..models.model import Model
 
     Model.load(settings.options.model)
     with _locked(output):
@@ -203,7 +203,7 @@ def _work(tasks: Sequence[Job], settings: Settings, progress: Progress | None) -
     if settings.dask:
         _run_on_dask(settings.dask, tasks, say, finished)
     else:
-        from ..evaluation.pool import run as run_processes
+        from ..evaluation.process_pool import run as run_processes
 
         workers = settings.jobs or possible_jobs(tasks)
         run_processes(work, tasks, workers, say, finished)

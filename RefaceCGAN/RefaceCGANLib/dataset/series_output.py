@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
-from ..anatomy import Anatomy
+from ..anatomy.location import Anatomy
 from ..checks import Check
 from ..errors import CheckError, InputError
 from ..report import VISUAL_FEATURES, write_json
-from ..volume import Volume, atomic_path
+from ..volume.volume import Volume, atomic_path
 from .discovery import Series
 from .plan import Outcome, Row
 from .timeseries import TimeSeries
@@ -69,7 +69,7 @@ def write(session: _Session, one: Series, decision: Decision, row: Row) -> Outco
     outputs = _masks(session, one, before, region)
     what = FACE if row.action == "reface" else EMPTY
     if one.kind == "dicom":
-        from ..dicom import identifying, write_series
+        from ..volume.dicom_output import identifying, write_series
 
         sources = [session.input / name for name in one.files]
         places = [session.output / name for name in one.files]
@@ -151,7 +151,7 @@ def _empty(session: _Session, one: Series, anatomy: Anatomy) -> tuple[str, ...]:
 
 def _copy(session: _Session, one: Series) -> tuple[str, ...]:
     if one.kind == "dicom":  # UIDs that other series name must fit
-        from ..dicom import write_series
+        from ..volume.dicom_output import write_series
 
         volume = session.volume(one)
         sources = [session.input / name for name in one.files]

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .. import __version__
-from ..anatomy import EMPTIED, IN_VIEW, Anatomy, air_level
+from ..anatomy.location import EMPTIED, IN_VIEW, Anatomy, air_level
 from ..checks import Check, check, enforce
 from ..errors import CheckError, RefaceError
-from ..grid import mapped, resample_axes
-from ..volume import Volume
+from ..spatial.grid import mapped, resample_axes
+from ..volume.volume import Volume
 from .coregistration import SHARPNESS, Grey, carry, near_brain, register, rigid, sharpness
 from .discovery import Layout, Series
 from .plan import Action, Outcome, Row
@@ -99,7 +99,7 @@ def fingerprint(job: Job) -> str:
     """SHA-256 over all that decides a session's outputs: the content of its files, model, seed, options, program.
 
     Raises OSError where a file cannot be read."""
-    from ..models import Model
+    from ..models.model import Model
 
     digest = hashlib.sha256()
     options = job.options
@@ -125,7 +125,7 @@ def _beside(job: Job, series: Series) -> list[str]:
 
 def suffix_of(path: str) -> str:
     """The ending of an image's name, .nii.gz and the like."""
-    from ..volume import SUFFIXES
+    from ..volume.volume import SUFFIXES
 
     return next(suffix for suffix in SUFFIXES if path.lower().endswith(suffix))
 
@@ -273,7 +273,7 @@ class _Session:
         if one.path not in self.volumes:
             try:
                 if one.kind == "dicom":
-                    from ..dicom import read_files
+                    from ..volume.dicom_output import read_files
 
                     found = read_files([self.input / name for name in one.files])
                 elif self.is_timeseries(one):
@@ -499,7 +499,7 @@ class _Session:
 
     def skin(self, volume: Volume) -> float:
         """Where tissue begins, above the level of air (real values)."""
-        from ..surface import skin_threshold
+        from ..rendering.skin_surface import skin_threshold
 
         small = resample_axes(volume.array, volume.spacing, 2.0)
         small -= air_level(small)
@@ -524,7 +524,7 @@ class _Session:
     def _inner_points(self, template: Any) -> np.ndarray:
         import torch
 
-        from ..grid import erode
+        from ..spatial.grid import erode
 
         core = erode(torch.from_numpy(template.head & template.face_region), 2).numpy()
         at = np.argwhere(core)

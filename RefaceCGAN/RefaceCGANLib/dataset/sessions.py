@@ -9,7 +9,7 @@ import os
 import secrets
 from pathlib import Path
 
-from ..cli import KEY_BYTES
+from ..app.command_line import KEY_BYTES
 from ..errors import InputError
 from ..refacer import seed_of
 from ..report import write_json

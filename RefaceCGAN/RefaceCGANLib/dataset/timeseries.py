@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..volume import GZIPPED, Volume, atomic_path
+from ..volume.volume import GZIPPED, Volume, atomic_path
 
 MGH_HEADER = 284
 """Bytes before the voxels of an MGH file."""

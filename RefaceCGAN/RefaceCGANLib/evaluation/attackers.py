@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .faces import Look
+from .face_recognition import Look
 
 FOLDS = 10
 """Of cross-validation, by person."""

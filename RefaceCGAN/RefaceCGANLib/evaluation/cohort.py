@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .config import Study
+from .measurements import ORIGINAL
 from .reidentification import VIEWS, Look, distance, identification, nearest
 from .stages import PICTURES, Row, Scan, first, read_looks
-from .tidy import ORIGINAL
+from .study_config import Study
 from .tools import Tool
 
 if TYPE_CHECKING:

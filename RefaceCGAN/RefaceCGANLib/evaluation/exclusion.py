@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
-from ..grid import positions, sample
 from ..refacer import Refacer
-from ..volume import Volume, atomic_path
+from ..spatial.grid import positions, sample
+from ..volume.volume import Volume, atomic_path
 from .tools import on_grid_of
 
 if TYPE_CHECKING:
-    from ..anatomy import Anatomy
-    from ..template import Template
+    from ..anatomy.location import Anatomy
+    from ..face_model.template import Template
 
 FACE_MM = ((-60.0, 60.0), (20.0, 120.0), (-100.0, -20.0))
 """RAS mm of the template: the face from below the brow to the chin, between the cheeks. Every tool is to remove

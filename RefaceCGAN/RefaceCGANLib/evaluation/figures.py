@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .canvas import (
+from .figure_style import (
     COLOURS,
     COLUMN,
     GREY,
@@ -32,9 +32,9 @@ from .canvas import (
     styled,
     styles_of,
 )
-from .readable import number
+from .measurements import ORIGINAL, cells, known, matches, mean_sd, regional, rows_of, tools_of, volume_pairs
 from .statistics import tables as tables_of
-from .tidy import ORIGINAL, cells, known, matches, mean_sd, regional, rows_of, tools_of, volume_pairs
+from .tables import number
 
 if TYPE_CHECKING:
     import pandas as pd

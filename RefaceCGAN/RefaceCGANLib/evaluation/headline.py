@@ -14,14 +14,14 @@ import numpy as np
 
 from .attackers import Attack
 from .cohort import Looks
-from .config import Study
-from .faces import Look
+from .face_recognition import Look
 from .made_or_real import Telling
 from .measure import Cohort, Seen, slices
+from .measurements import bootstrapped, known, rows_of
 from .skin_shape import rays
 from .stages import NUMBERS, SKIN, Scan, read_numbers
-from .tidy import bootstrapped, known, rows_of
-from .tissue import Patches
+from .study_config import Study
+from .tissue_realism import Patches
 from .tools import Tool
 
 if TYPE_CHECKING:

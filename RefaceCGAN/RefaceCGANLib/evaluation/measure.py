@@ -28,16 +28,16 @@ from typing import Any
 
 import numpy as np
 
-from ..surface import skin_threshold
-from ..volume import Volume
+from ..rendering.skin_surface import skin_threshold
+from ..volume.volume import Volume
 from . import attackers
 from .attackers import Attack, judged
-from .faces import FaceModels, Look
+from .face_recognition import FaceModels, Look
 from .made_or_real import Telling, patches_told, renders_told
 from .reidentification import portraits
 from .skin_shape import place_in_template, skin_distances
 from .store import Store, code, stamp
-from .tissue import (
+from .tissue_realism import (
     Patches,
     Scale,
     changed_region,

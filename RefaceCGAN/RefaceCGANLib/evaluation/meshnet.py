@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from ..grid import sample
-from ..volume import Volume
+from ..spatial.grid import sample
+from ..volume.volume import Volume
 
 if TYPE_CHECKING:
     from torch import Tensor

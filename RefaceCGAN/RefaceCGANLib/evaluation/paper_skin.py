@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InputError
-from ..surface import Surface, skin_threshold
-from ..volume import Volume
+from ..rendering.skin_surface import Surface, skin_threshold
+from ..volume.volume import Volume
 
 WINSORISED = 0.1, 99.9
 """Percentiles beyond which intensities are cut off."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..models import sha256
-from ..volume import Volume
-from .process import run_program
+from ..models.model import sha256
+from ..volume.volume import Volume
+from .external_process import run_program
 from .tools import Tool, on_grid_of, scan_name
 
 TIME_LIMIT = 3600.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..grid import largest_part, resample_axes
-from ..surface import skin_threshold
-from ..volume import Volume
+from ..rendering.skin_surface import skin_threshold
+from ..spatial.grid import largest_part, resample_axes
+from ..volume.volume import Volume
 
 AXES = 4
 """Principal axes the Frechet distance is measured along. Few faces do not tell the covariance of 256 numbers:

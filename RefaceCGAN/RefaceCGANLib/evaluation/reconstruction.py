@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..grid import mapped, sample
-from ..surface import skin_threshold
-from ..volume import Volume
+from ..rendering.skin_surface import skin_threshold
+from ..spatial.grid import mapped, sample
+from ..volume.volume import Volume
 from .measure import heads_in
 from .skin_shape import place_in_template
-from .tissue import Scale, changed_region
+from .tissue_realism import Scale, changed_region
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

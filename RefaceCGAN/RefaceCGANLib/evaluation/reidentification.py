@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import surface
 from ..errors import InputError
-from ..volume import Volume
-from .faces import FaceModels, Look, distance
+from ..rendering import skin_surface as surface
+from ..volume.volume import Volume
+from .face_recognition import FaceModels, Look, distance
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..models import Model, sha256
+from ..models.model import Model, sha256
 from ..refacer import Refacer
-from ..surface import skin_threshold
-from ..volume import Volume
+from ..rendering.skin_surface import skin_threshold
+from ..volume.volume import Volume
 from .exclusion import Reference, changed
 from .skin_shape import place_of, skin_distances, skin_left_percent
 from .tools import on_grid_of

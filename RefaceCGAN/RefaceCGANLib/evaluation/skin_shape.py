@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..grid import largest_part, mapped
-from ..models import DEFAULT
-from ..volume import Volume
+from ..models.model import DEFAULT
+from ..spatial.grid import largest_part, mapped
+from ..volume.volume import Volume
 from .exclusion import FACE_MM
 
 if TYPE_CHECKING:
-    from ..anatomy import Anatomy
+    from ..anatomy.location import Anatomy
 
 CENTRE = (0.0, 20.0, -45.0)
 """RAS mm of the template: in the middle of the head, at the height of the upper lip's root."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..grid import AslView, bounding_box
-from ..volume import Volume
-from .tissue import changed_region
+from ..spatial.grid import AslView, bounding_box
+from ..volume.volume import Volume
+from .tissue_realism import changed_region
 
 NAMES = "sagittal", "axial", "coronal"
 FRONT, LOWER = 0.75, 0.35

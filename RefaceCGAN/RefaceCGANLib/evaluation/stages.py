@@ -29,16 +29,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..models import DEFAULT, Model
+from ..models.model import DEFAULT, Model
+from ..rendering.skin_surface import skin_threshold
 from ..report import write_json
-from ..surface import skin_threshold
-from ..volume import Volume
-from .config import Study
-from .pool import Say, reason
+from ..volume.volume import Volume
+from .measurements import ORIGINAL
+from .process_pool import Say, reason
 from .reidentification import SIZE, VIEWS, FaceModels, Look, portraits, rescan
 from .skin_shape import place_in_template, skin_distances, skin_left_percent
 from .store import Store, code, stamp
-from .tidy import ORIGINAL
+from .study_config import Study
 from .tools import ENGINE, Tool, loaded
 
 if TYPE_CHECKING:
@@ -133,19 +133,22 @@ class Scan:
         return self.store.path(self.name, "look", self.look_key(tool, seed))
 
     def skin_key(self, tool: Tool | None, seed: int | None = None) -> list[Any]:
-        return [self.output_key(tool, seed), self.place_key(), code("surface", "evaluation/skin_shape")]
+        program = code("rendering/skin_surface", "evaluation/skin_shape")
+        return [self.output_key(tool, seed), self.place_key(), program]
 
     def place_key(self) -> list[Any]:
         files = Model.load(DEFAULT).card["files"]
         anatomy = [files[role]["sha256"] for role in ("anatomy", "template")]
-        return [self.source, anatomy, code("anatomy", "grid", "evaluation/skin_shape")]
+        return [self.source, anatomy, code("anatomy/location", "spatial/grid", "evaluation/skin_shape")]
 
     def skin_place(self, tool: Tool | None, seed: int | None = None) -> Path:
         return self.store.path(self.name, "skin", self.skin_key(tool, seed))
 
     def tissue_key(self, tool: Tool) -> list[Any]:
         weights = self.meshnet_folder
-        program = code("surface", "evaluation/tissue", "evaluation/meshnet", "evaluation/measure")
+        program = code(
+            "rendering/skin_surface", "evaluation/tissue_realism", "evaluation/meshnet", "evaluation/measure"
+        )
         return [self.output_key(tool, first(tool)), self.source, stamp(weights) if weights else None, program]
 
     def tissue_place(self, tool: Tool) -> Path:
@@ -164,7 +167,7 @@ class Scan:
     def segment_key(self, backend: str, tool: Tool | None) -> list[Any]:
         table = self.backends[backend]
         files = [stamp(Path(text)) for text in table.values() if isinstance(text, str) and Path(text).exists()]
-        program = code("grid", "volume", *(f"evaluation/{name}" for name in VOLUMETRY))
+        program = code("spatial/grid", "volume/volume", *(f"evaluation/{name}" for name in VOLUMETRY))
         return [self.output_key(tool, first(tool)), table, files, program]
 
     @property
@@ -354,7 +357,8 @@ class Scan:
             skin = skin_threshold(self.original.array, self.original.spacing)
             write_numbers({"seam": seam(output, changed(self.original, output), skin)}, folder / NUMBERS)
 
-        key = [self.output_key(tool, first(tool)), code("surface", "evaluation/realism", "evaluation/exclusion")]
+        program = code("rendering/skin_surface", "evaluation/realism", "evaluation/exclusion")
+        key = [self.output_key(tool, first(tool)), program]
         place = self.store.get(self.name, "seam", key, make)
         self.add(tool.name, "seam", "", read_numbers(place / NUMBERS)["seam"])
 
@@ -514,7 +518,7 @@ def brain_of(segmentation: Segmentation, original: Volume) -> np.ndarray:
     import torch
     from scipy import ndimage
 
-    from ..grid import sample
+    from ..spatial.grid import sample
 
     spacing = np.linalg.norm(segmentation.affine[:3, :3], axis=0)
     inner = ndimage.distance_transform_edt(segmentation.labels > 0, spacing) > ERODED_MM
@@ -561,7 +565,7 @@ def _faces_key(detector: str, embedders: str) -> list[Any]:
     for spec in json.loads(embedders).values():
         network = Path(spec["path"] if isinstance(spec, dict) else spec)
         files += [network, network.with_name(f"{network.name}.data")]
-    program = code("surface", "evaluation/faces", "evaluation/reidentification")
+    program = code("rendering/skin_surface", "evaluation/face_recognition", "evaluation/reidentification")
     return [VIEWS, SIZE, embedders, [stamp(path) for path in files if path.exists()], program]
 
 

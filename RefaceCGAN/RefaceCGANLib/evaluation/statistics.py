@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .tidy import (
+from .measurements import (
     ORIGINAL,
     bootstrapped,
     cells,

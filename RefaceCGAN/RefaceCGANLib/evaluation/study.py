@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..volume import atomic_path
-from . import pool
+from ..volume.volume import atomic_path
+from . import process_pool as pool
 from .cohort import Looks, pictures, rows_of_cohort, seeds
-from .config import Study, read
 from .headline import attacker_tables, headline
+from .measurements import ORIGINAL
 from .stages import SLICES, Failure, Measured, Row, Scan, first, measure, require_models
 from .store import code, stamp
-from .tidy import ORIGINAL
+from .study_config import Study, read
 from .tools import Tool
 
 if TYPE_CHECKING:
@@ -178,9 +178,9 @@ def tidy_table(study: Study, rows: list[Row]) -> pd.DataFrame:
 
 def write_results(study: Study, table: pd.DataFrame, looks: Looks, failures: list[Failure]) -> None:
     """All tables, figures and the page. Those of an earlier run go."""
-    from . import page
+    from . import study_page as page
     from .figures import draw_all
-    from .readable import readable
+    from .tables import readable
 
     tables = _tables(study, table, looks)
     texts = readable(tables)

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from ..models import DEFAULT, Model
-from ..volume import SUFFIXES, Volume
+from ..models.model import DEFAULT, Model
+from ..volume.volume import SUFFIXES, Volume
 from .store import code
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ MEAN_SHAPE = 1e-6
 BLUR_MM = 4.0
 """Standard deviation of the blur: eyes, nose and mouth are no more than hills."""
 ENGINE = (
-    *("anatomy", "checks", "compose", "defacing", "grid", "intensity", "models", "networks", "refacer", "surface"),
-    *("template", "tiling", "volume"),
+    *("anatomy/location", "checks", "composition", "defacing", "face_model/template", "generation/networks"),
+    *("generation/painting", "generation/sliding_window", "generation/tissue_bank", "intensity", "models/model"),
+    *("refacer", "rendering/skin_surface", "spatial/grid", "volume/volume"),
 )
 """The modules that make what our tools make: one of them changed, and it is made again."""
 GRID_TOLERANCE = 0.02
@@ -259,9 +260,9 @@ class OtherFace(Ours):
     def apply(self, volume: Volume, seed: int | None) -> Volume:
         from scipy.ndimage import map_coordinates
 
-        from ..grid import mapped
-        from ..surface import skin_threshold
-        from .tissue import Scale
+        from ..rendering.skin_surface import skin_threshold
+        from ..spatial.grid import mapped
+        from .tissue_realism import Scale
 
         choices = [path for path in self.donors if path.name != Path(volume.source or "").name]
         name = hashlib.sha256((Path(volume.source or "").name + str(seed)).encode()).digest()
@@ -281,8 +282,8 @@ class OtherFace(Ours):
     def _placed(self, path: str) -> _Donor:
         """One donor, kept while it is the last."""
         if self._donor is None or self._donor.path != path:
-            from ..surface import skin_threshold
-            from .tissue import Scale
+            from ..rendering.skin_surface import skin_threshold
+            from .tissue_realism import Scale
 
             donor = Volume.read(Path(path))
             anatomy = self.load().prepare(donor).anatomy

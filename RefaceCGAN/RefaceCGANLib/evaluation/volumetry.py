@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from ..errors import CheckError, InputError
-from ..grid import bounding_box, largest, sample
-from ..volume import Volume, atomic_path
+from ..spatial.grid import bounding_box, largest, sample
+from ..volume.volume import Volume, atomic_path
 from .meshnet import Network, conform, threads_of_torch
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import InputError
-from ..volume import Volume
-from .process import run_program
+from ..volume.volume import Volume
+from .external_process import run_program
 from .volumetry import Segmentation
 
 TIME_LIMIT = 4 * 3600.0

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..grid import mapped, positions, shift
-from ..template import Template, trilinear
+from ..face_model.template import Template, trilinear
+from ..spatial.grid import mapped, positions, shift
 
 if TYPE_CHECKING:
     import SimpleITK as sitk

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .data import Example
+from .examples import Example
 from .trainer import Trainer, l15, noise_from
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import CARD, SCALE
-from ..template import Template
+from ..face_model.template import Template
+from ..models.model import CARD, SCALE
 
 
 def release(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..template import Template, heights, trilinear, unit
+from ..face_model.template import Template, heights, trilinear, unit
 
 OUTLIER = 1.5
 """Voxels: heights further than this from the median of their neighbours are replaced by it."""

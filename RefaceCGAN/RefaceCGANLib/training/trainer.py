@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..anatomy import bfloat16
-from ..networks import Discriminator, Generator, NoiseDropout, PortraitDiscriminator
-from .data import Example
+from ..anatomy.location import bfloat16
+from ..generation.networks import Discriminator, Generator, NoiseDropout, PortraitDiscriminator
+from .examples import Example
 from .portraits import portraits, random_views, skin_loss
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Anatomy: where the brain and the face of a scan are."""

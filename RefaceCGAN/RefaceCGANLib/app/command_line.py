@@ -1,0 +1,822 @@
+"""The command line: refacecgan reface, deface, render, compare, risk, demo, train, evaluate and models.
+
+What is heavy is imported when it is needed: --help and a wrong call answer at once, and an unreadable scan is
+refused before torch is loaded. Every output is made in a hidden folder beside its place and moved there when
+all of them are complete, so a call that fails or is cancelled leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .. import __version__
+from ..errors import CheckError, InputError, RefaceError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..refacer import Progress, Refacer
+    from ..rendering.skin_surface import Surface
+    from ..volume.volume import Volume
+
+DEBUG = "REFACECGAN_DEBUG"
+"""Environment variable; set, it makes a failed call print a traceback as well."""
+CANCELLED = 130
+SEEDS = 2**63
+"""Seeds lie below this, and those drawn by chance below RANDOM_SEEDS, so that they are easily typed again."""
+RANDOM_SEEDS = 10**6
+KEY_BYTES = 2**20
+"""A key file is no larger than this."""
+SAMPLE_HEAD = "average_head.nii.gz"
+PICTURE, REPORT = (".png",), (".json",)
+VIEWS = ("frontal", "three-quarter")
+WIPE = "\r\033[K"
+"""Takes the progress bar off a terminal's line."""
+LOADED, DRAWN = 0.3, 0.9
+"""How much of a call is done when the model is loaded, and when the faces are drawn."""
+
+
+def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
+    """Run one command and return its exit status; `argv` is what follows the program's name (default: that
+    of the process, whose signals are then handled here); `parser`: of another program with the same manners.
+
+    0: done.  2: the call or the input is unusable.  3: the result failed a check.  130: cancelled, by SIGINT
+    or SIGTERM. On all but 0 one sentence goes to stderr and no output exists; what was there before still is.
+    """
+    outputs = _Outputs()
+    program = argv is None
+    if program:
+        # leave at once: an exception might be swallowed by the library that the signal comes upon
+        _on_signals(lambda *_: _abort(outputs))
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            args = (parser or _parser()).parse_args(argv)
+            _set_up_logging(args.run is _train)
+            if program and getattr(args, "interruptible", False):  # it has files to close and processes to end
+                _on_signals(signal.default_int_handler)
+            lines, notes = args.run(args, outputs)
+            if program:
+                _on_signals(signal.SIG_IGN)  # from here on the outputs exist
+            outputs.commit()
+        for note in dict.fromkeys(notes):
+            _complain(f"warning: {note}")
+        say(lines)
+        return 0
+    except SystemExit as error:  # --help, --version
+        return int(error.code or 0)
+    except KeyboardInterrupt:
+        _complain("cancelled.")
+        return CANCELLED
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            import traceback
+
+            traceback.print_exc()
+        _complain(outputs.without_hidden_folders(_sentence(error)))
+        return error.exit_status if isinstance(error, RefaceError) else InputError.exit_status
+    finally:
+        outputs.discard()
+
+
+def sample_head() -> Path:
+    """The head that `demo` refaces. Raises InputError where this installation has none."""
+    package = Path(__file__).resolve().parents[1]
+    # of a checkout, of the installed Slicer extension, of an installed package
+    places = [parent / "Resources" / "SampleData" for parent in (package.parents[1], package.parent)]
+    places.append(package / "_sample")
+    for place in places:
+        if (place / SAMPLE_HEAD).is_file():
+            return place / SAMPLE_HEAD
+    raise InputError("The sample head is missing; install RefaceCGAN again or reface a scan of your own.")
+
+
+# --- the commands -----------------------------------------------------------------------------------------
+
+Said = tuple[list[str], Sequence[str]]
+"""What a command returns: the lines for stdout, once its outputs are in place, and warnings."""
+
+
+def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = False) -> Said:
+    """side_by_side: the picture shows the original too, for a head whose face is no secret."""
+    from ..volume.volume import SUFFIXES, Volume
+
+    first = _first_seed(args)
+    seeds = range(first, first + args.candidates)
+    if seeds[-1] >= SEEDS:
+        raise InputError(f"Seed {seeds[-1]} is too large; give one below 2**63.")
+    numbers = [None] if len(seeds) == 1 else list(range(1, len(seeds) + 1))
+
+    def plan(path: Path | None, suffixes: Sequence[str]) -> list[Path]:
+        return [outputs.plan(_numbered(path, n), suffixes, [args.input]) for n in numbers] if path else []
+
+    heads = [outputs.plan_scan(_numbered(args.output, n), args.input) for n in numbers]
+    reports = plan(args.report, REPORT)
+    pictures = plan(args.render, PICTURE)
+    if args.mask:
+        outputs.plan(args.mask, SUFFIXES, [args.input])
+
+    work = _Work(args.progress)
+    with work.stage("read", 0.0):
+        volume = Volume.read(args.input)
+        region = _given_region(args.face_region, volume)
+    with work.stage("load", 0.05):
+        refacer = _refacer(args, ("template", "anatomy", "generator"))
+        from ..report import report_of, write_json
+    lines, notes = [], []
+    scan: Any = volume
+    for index, seed in enumerate(seeds):
+        if index > 0:
+            work.seconds = {}
+        share = (DRAWN - LOADED) / len(seeds)
+        begin, end = LOADED + index * share, LOADED + (index + 1) * share
+        listener = work.part(begin, end)
+        try:
+            result = scan = refacer.reface(
+                scan, seed, args.dropout, args.defaced, listener, args.force, face_region=region
+            )
+        except CheckError as error:
+            raise CheckError(f"Seed {seed}: {error}") if len(seeds) > 1 else error from None
+        work.seconds |= result.report["seconds"]
+        with work.stage("write", end):
+            notes += _write_scan(args.input, outputs.hidden(heads[index]), volume, result.volume, seed)
+        already = ", whose face had been removed before" if result.report["already_defaced"] else ""
+        lines.append(f"Wrote {heads[index]}: the refaced head{already} (seed {seed})")
+        if pictures:
+            with work.stage("render", end):
+                _draw(outputs.hidden(pictures[index]), volume, result.volume, VIEWS, side_by_side)
+            lines.append(f"Wrote {pictures[index]}: what it looks like")
+        if reports:
+            report = report_of(result, args.input, outputs.hidden(heads[index]))
+            report["seconds"] = _rounded(work.seconds)
+            write_json(report, outputs.hidden(reports[index]))
+            lines.append(f"Wrote {reports[index]}: the report")
+        notes += result.report["warnings"]
+        for check in result.checks:
+            if not check.passed:
+                notes.append(f"{check.failure} Written all the same ({check.name} is {check.value:g}).")
+    if args.mask:
+        Volume.from_array(result.face_region, volume.affine).write(outputs.hidden(args.mask))
+        lines.append(f"Wrote {args.mask}: the face region")
+    work.show("done", 1.0)
+    return lines, notes
+
+
+def _first_seed(args: argparse.Namespace) -> int:
+    """The seed of the first face: the given one, that of the given identity, or one drawn by chance."""
+    if args.identity is None and args.key_file is None:
+        return secrets.randbelow(RANDOM_SEEDS) if args.seed is None else int(args.seed)
+    if args.identity is None:
+        raise InputError("--key-file is of no use without --identity; give both.")
+    if args.seed is not None:
+        raise InputError("Give --seed or --identity, not both.")
+    key = b""
+    if args.key_file is not None:
+        try:
+            with args.key_file.open("rb") as file:
+                key = file.read(KEY_BYTES + 1)
+        except OSError as error:
+            raise InputError(
+                f"{args.key_file} cannot be read ({error.strerror}); give a file with a key."
+            ) from error
+        if not 0 < len(key) <= KEY_BYTES:
+            raise InputError(f"{args.key_file} is empty or no key; give a file with some secret bytes.")
+    from ..refacer import seed_of
+
+    return min(seed_of(args.identity, key), SEEDS - args.candidates)
+
+
+def _given_region(path: Path | None, volume: Volume) -> np.ndarray | None:
+    """The face region of a mask file: bool (I, J, K)."""
+    if path is None:
+        return None
+    from ..defacing import given_region
+    from ..volume.volume import Volume as Class
+
+    return given_region(volume, Class.read(path))
+
+
+def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    from ..volume.volume import SUFFIXES, Volume
+
+    outputs.plan_scan(args.output, args.input)
+    if args.mask:
+        outputs.plan(args.mask, SUFFIXES, [args.input])
+    if args.report:
+        outputs.plan(args.report, REPORT, [args.input])
+
+    work = _Work(args.progress)
+    with work.stage("read", 0.0):
+        volume = Volume.read(args.input)
+    with work.stage("load", 0.05):
+        refacer = _refacer(args, ("template", "anatomy", "brain_check"))
+        from ..refacer import checked_deface
+        from ..report import report_of_defaced, write_json
+    prepared = refacer.prepare(volume, args.defaced, work.part(LOADED, DRAWN))
+    work.seconds |= prepared.seconds
+    anatomy, region = prepared.anatomy, prepared.anatomy.face_region
+    defaced, checks = checked_deface(prepared)
+    with work.stage("write", DRAWN):
+        notes = _write_scan(args.input, outputs.hidden(args.output), volume, defaced, None)
+    already = ", whose face had been removed before" if anatomy.already_defaced else ""
+    lines = [f"Wrote {args.output}: the defaced head{already}"]
+    if args.report:
+        hidden = outputs.hidden(args.output)
+        report = report_of_defaced(refacer, prepared, defaced, checks, args.input, hidden)
+        report["seconds"] = _rounded(work.seconds)
+        write_json(report, outputs.hidden(args.report))
+        lines.append(f"Wrote {args.report}: the report")
+    if args.mask:
+        Volume.from_array(anatomy.view.to_native(region), volume.affine).write(outputs.hidden(args.mask))
+        lines.append(f"Wrote {args.mask}: the face region")
+    work.show("done", 1.0)
+    return lines, [*volume.warnings, *anatomy.warnings, *refacer.warnings, *notes]
+
+
+def _render(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    import numpy as np
+
+    from ..rendering.skin_surface import MESHES, render, skin_surface, write_mesh, write_png
+    from ..volume.volume import Volume
+
+    outputs.plan(args.picture, PICTURE, [args.input])
+    if args.mesh:
+        outputs.plan(args.mesh, MESHES, [args.input])
+    work = _Work(args.progress)
+    with work.stage("read", 0.0):
+        volume = Volume.read(args.input)
+    with work.stage("surface", 0.2):
+        if args.method == "paper":
+            from ..evaluation.paper_skin import paper_surface
+
+            surface = paper_surface(volume, args.threshold)
+        else:
+            surface = skin_surface(volume.array, volume.affine, args.threshold)
+    with work.stage("render", 0.6):
+        pictures = render(surface, args.view or VIEWS, args.size)
+        write_png(np.concatenate(pictures, axis=1), outputs.hidden(args.picture))
+    lines = [f"Wrote {args.picture}: the head"]
+    if args.mesh:
+        with work.stage("write", 0.9):
+            write_mesh(surface, outputs.hidden(args.mesh))
+        lines.append(f"Wrote {args.mesh}: its skin")
+    work.show("done", 1.0)
+    return lines, volume.warnings
+
+
+def _compare(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    from ..volume.volume import Volume
+
+    outputs.plan(args.picture, PICTURE, [args.original, args.refaced])
+    work = _Work(args.progress)
+    with work.stage("read", 0.0):
+        original, refaced = Volume.read(args.original), Volume.read(args.refaced)
+    with work.stage("render", 0.2):
+        _draw(outputs.hidden(args.picture), original, refaced, args.view or VIEWS, side_by_side=True)
+    work.show("done", 1.0)
+    return [f"Wrote {args.picture}: original and refaced side by side"], original.warnings + refaced.warnings
+
+
+def _risk(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    from ..report import write_json
+    from ..volume.volume import Volume
+
+    if bool(args.detector) != bool(args.recogniser):
+        raise InputError("A distance needs both --detector and --recogniser; give the other one, too.")
+    if args.report:
+        outputs.plan(args.report, REPORT, [args.original, args.refaced])
+    work = _Work(args.progress)
+    with work.stage("read", 0.0):
+        original, refaced = Volume.read(args.original), Volume.read(args.refaced)
+    with work.stage("load", 0.1):
+        from ..evaluation.risk import risk, sentences
+        from ..models.model import Model
+
+        model = Model.load(args.model)
+    with work.stage("measure", 0.2):
+        found = risk(original, refaced, model, args.detector, args.recogniser)
+    lines = sentences(found)
+    if args.report:
+        write_json(found, outputs.hidden(args.report))
+        lines.append(f"Wrote {args.report}: the numbers")
+    work.show("done", 1.0)
+    return lines, original.warnings + refaced.warnings
+
+
+def _demo(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    args.input, folder = sample_head(), args.folder
+    outputs.make_folder(folder)
+    args.output, args.mask = folder / "refaced.nii.gz", folder / "face_region.nii.gz"
+    args.report, args.render = folder / "report.json", folder / "side-by-side.png"
+    lines, notes = _reface(args, outputs, side_by_side=True)
+    seconds = json.loads(outputs.hidden(args.report).read_text(encoding="utf-8"))["seconds"]
+    table = [["stage", "seconds"], *([stage, f"{value:.2f}"] for stage, value in seconds.items())]
+    table.append(["all", f"{sum(seconds.values()):.2f}"])
+    return [f"Refaced {args.input}", *lines, "", *_table(table)], notes
+
+
+def _train(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    from ..training.training_config import run
+
+    run(args.config)
+    return [], []
+
+
+def _evaluate(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    from ..evaluation.study import evaluate
+
+    work = _Work(args.progress)
+    outcome = evaluate(args.config, work.show, args.output)
+    lines = [f"Wrote {outcome.page}: {outcome.tools} tools on {outcome.scans} scans, tables beside it"]
+    return lines, outcome.warnings
+
+
+def _dataset(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    from ..dataset.command import carry_out, settings_of
+
+    return carry_out(settings_of(args), args.progress, say)
+
+
+def _models(args: argparse.Namespace, outputs: _Outputs) -> Said:
+    from ..models import model as models
+
+    table = [["id", "description", "licence", "size", "working grid"]]
+    for model in models.available():
+        card, grid = model.card, model.card["working_grid"]
+        size = sum((model.path / entry["file"]).stat().st_size for entry in card["files"].values())
+        spacing = f"{grid['spacing_mm']:g} mm" if grid.get("spacing_mm") else "native"
+        table.append([
+            model.id, card.get("description", "-"), card.get("licence", "-"), f"{size / 1e6:.1f} MB",
+            f"{spacing}, {'x'.join(map(str, grid['shape']))}",
+        ])  # fmt: skip
+    if len(table) == 1:
+        raise InputError(f"There is no model in {models.folder()}; install RefaceCGAN again or train one.")
+    return _table(table), []
+
+
+# --- what they share --------------------------------------------------------------------------------------
+
+
+def _refacer(args: argparse.Namespace, roles: Iterable[str]) -> Refacer:
+    """The refacer with its weights in memory. The card is checked first: torch takes two seconds to load."""
+    from ..models.model import Model
+    from ..refacer import Refacer as Class
+
+    model = Model.load(args.model)
+    refacer = Class.from_pretrained(model, args.device, args.threads)
+    for role in roles:
+        getattr(model, role)
+    return refacer
+
+
+def _draw(picture: Path, original: Volume, refaced: Volume, views: Sequence[str], side_by_side: bool) -> None:
+    """Draw the refaced head, or both, with the skin threshold and the frame of the original."""
+    import numpy as np
+
+    from ..rendering.skin_surface import compare_image, frame_of, render, skin_surface, skin_threshold, write_png
+
+    values = original.array
+    threshold = skin_threshold(values, original.spacing)
+    before: Surface = skin_surface(values, original.affine, threshold)
+    after: Surface = skin_surface(refaced.array, refaced.affine, threshold)
+    if side_by_side:
+        write_png(compare_image(before, after, views), picture)
+    else:
+        write_png(np.concatenate(render(after, views, frame=frame_of(before)), axis=1), picture)
+
+
+def _write_scan(source: Path, target: Path, before: Volume, after: Volume, seed: int | None) -> list[str]:
+    """Write a scan to a file, or a DICOM series to a folder; returns warnings. seed: None without a new face."""
+    from ..volume.volume import SUFFIXES
+
+    if target.name.lower().endswith(SUFFIXES):
+        after.write(target)
+        return []
+    from ..volume.dicom_output import write_folder
+
+    what = "face region emptied" if seed is None else "face replaced by a generated one"
+    return write_folder(source, target, before, after, f"{seed}".encode(), what)
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {stage: round(value, 3) for stage, value in seconds.items()}
+
+
+def _numbered(path: Path, number: int | None) -> Path:
+    """head.nii.gz -> head_2.nii.gz; the path itself without a number."""
+    if number is None:
+        return path
+    name = path.name
+    stem = name[:-7] if name.lower().endswith(".nii.gz") else path.stem
+    return path.with_name(f"{stem}_{number}{name[len(stem) :]}")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+class _Outputs:
+    """The files of one call. They are made in hidden folders beside their places, and moved all at once."""
+
+    def __init__(self) -> None:
+        self._hidden: dict[Path, Path] = {}  # folder -> hidden folder in it
+        self._planned: list[Path] = []
+        self._made: list[Path] = []
+
+    def plan(self, path: Path, suffixes: Sequence[str], inputs: Sequence[Path]) -> Path:
+        """Announce an output, before any work is done, and return it. Raises InputError if it cannot be
+        written there, is one of `inputs` or was announced before."""
+        from ..volume.volume import check_output
+
+        check_output(path, inputs, suffixes)
+        if any(_real(path) == _real(other) for other in self._planned):
+            raise InputError(f"{path} is named for two outputs; give each a name of its own.")
+        self._planned.append(path)
+        return path
+
+    def plan_scan(self, path: Path, source: Path) -> Path:
+        """Announce a scan: a file, or for a DICOM folder (source) also a folder. Raises InputError as `plan`."""
+        from ..volume.volume import SUFFIXES
+
+        if not source.is_dir() or path.name.lower().endswith(SUFFIXES):
+            return self.plan(path, SUFFIXES, [source])
+        from ..volume.dicom_output import check_folder
+
+        self._planned.append(check_folder(path, source))
+        return path
+
+    def hidden(self, path: Path) -> Path:
+        """Where to write what is to become `path`. Raises InputError if nothing can be written there."""
+        folder = path.parent
+        if folder not in self._hidden:
+            self._hidden[folder] = folder / f".refacecgan-{secrets.token_hex(4)}"
+            try:
+                self._hidden[folder].mkdir(mode=0o700)
+            except OSError as error:
+                why = f"{path} cannot be written ({error.strerror}); choose another folder."
+                raise InputError(why) from error
+        return self._hidden[folder] / path.name
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder and its parents; they go again if the call fails."""
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        for place in reversed(missing):
+            self._made.append(place)
+            place.mkdir()
+
+    def commit(self) -> None:
+        """Put all outputs in their places, or none. Raises OSError where that fails."""
+        moved: list[tuple[Path, Path | None]] = []
+        try:
+            for path in self._planned:
+                new, old = self.hidden(path), None
+                if os.path.lexists(path):
+                    old = new.with_name(f"old-{len(moved)}")
+                    os.replace(path, old)
+                moved.append((path, old))
+                os.replace(new, path)
+        except BaseException:
+            for path, old in reversed(moved):
+                if old:
+                    os.replace(old, path)
+                elif path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            raise
+        self._made.clear()
+
+    def discard(self) -> None:
+        """Remove what is not in its place."""
+        for folder in self._hidden.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        for place in reversed(self._made):
+            with suppress(OSError):
+                place.rmdir()
+
+    def without_hidden_folders(self, sentence: str) -> str:
+        for folder in self._hidden.values():
+            sentence = sentence.replace(f"{folder.name}{os.sep}", "")
+        return sentence
+
+
+def _real(path: Path) -> str:
+    return os.path.normcase(os.path.realpath(path))
+
+
+class _Work:
+    """How far the work is, for whoever watches stderr, and how many seconds each stage took."""
+
+    def __init__(self, kind: str) -> None:
+        self.seconds: dict[str, float] = {}
+        self._kind = kind if kind == "json" or (kind == "bar" and sys.stderr.isatty()) else "none"
+
+    def show(self, stage: str, fraction: float) -> None:
+        if self._kind == "json":
+            text = json.dumps({"stage": stage, "fraction": round(fraction, 3)}) + "\n"
+        elif self._kind == "bar":
+            text = f"\r{'#' * round(30 * fraction):-<30} {fraction:4.0%} {stage}\033[K"
+            text = WIPE if fraction >= 1 else text
+        else:
+            return
+        with suppress(OSError):
+            print(text, end="", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def stage(self, name: str, fraction: float) -> Iterator[None]:
+        """Time one stage, which begins when `fraction` of the work is done."""
+        self.show(name, fraction)
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - began
+
+    def part(self, start: float, end: float) -> Progress:
+        """The listener for a piece of work that leads from `start` to `end` of the whole."""
+        return lambda stage, fraction: self.show(stage, start + fraction * (end - start))
+
+
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _abort(outputs: _Outputs) -> NoReturn:
+    _on_signals(signal.SIG_IGN)
+    outputs.discard()
+    with suppress(OSError):
+        wipe = WIPE if os.isatty(2) else ""
+        os.write(2, f"{wipe}refacecgan: cancelled; nothing was written.\n".encode())
+    os._exit(CANCELLED)
+
+
+def _complain(sentence: str) -> None:
+    with suppress(OSError):
+        wipe = WIPE if sys.stderr.isatty() else ""
+        print(f"{wipe}refacecgan: {_one_line(sentence)}", file=sys.stderr, flush=True)
+
+
+def say(lines: Sequence[str]) -> None:
+    """Print to stdout; that nobody listens any more is no reason to fail."""
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter tries once more when it ends
+    except UnicodeEncodeError:
+        print("\n".join(lines).encode("ascii", "backslashreplace").decode())
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _sentence(error: Exception) -> str:
+    """What the user reads about an error."""
+    if isinstance(error, RefaceError):
+        return str(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "The memory does not suffice for this scan; close programs or resample it to larger voxels."
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is missing; install RefaceCGAN with all it needs: pip install refacecgan."
+    if isinstance(error, OSError):
+        where = f"{error.filename} cannot be used" if error.filename else "The system refused"
+        return f"{where} ({error.strerror or error}); mend that and try again."
+    return (
+        f"This is a bug in RefaceCGAN ({type(error).__name__}: {_one_line(error)[:200]}); "
+        f"set {DEBUG}=1 to see where, and report it."
+    )
+
+
+def _set_up_logging(training: bool) -> None:
+    """The library's warnings come with its results, and `main` says them: the log would say them twice."""
+    import logging
+
+    if os.environ.get(DEBUG):
+        logging.basicConfig(level=logging.INFO)
+    elif training:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    elif not logging.getLogger(__package__).handlers:
+        logging.getLogger(__package__).addHandler(logging.NullHandler())
+
+
+# --- the call ---------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a call in one sentence instead of usage and error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="refacecgan",
+        description="Gives a head MRI a new, anonymous face and leaves the brain untouched.",
+        epilog="Exit status: 0 done, 2 the call or the input is unusable, 3 the result failed a check, "
+        "130 cancelled. On 2, 3 and 130 nothing is written. COMMAND --help tells more.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"RefaceCGAN {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[..., Said], text: str) -> argparse.ArgumentParser:
+        description = f"{text[:1].upper()}{text[1:]}."
+        added = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    scan = "NIfTI, NRRD or MGH file, or a folder with one DICOM series"
+    written = ".nii.gz, .nii, .nrrd, .mgh or .mgz file to write; for a DICOM series also a new folder"
+
+    reface = command("reface", _reface, "give a head a new face")
+    reface.add_argument("input", type=Path, metavar="INPUT", help=scan)
+    reface.add_argument("output", type=Path, metavar="OUTPUT", help=written)
+    reface.add_argument("--seed", type=_seed, metavar="N", help="draws a face again (default: a new one)")
+    reface.add_argument(
+        "--identity", metavar="TEXT",
+        help="stands for the person, who gets the same new face in every scan; in place of a seed",
+    )  # fmt: skip
+    reface.add_argument(
+        "--key-file", type=Path, metavar="FILE",
+        help="a secret: without it nobody can tell which identity has which face",
+    )  # fmt: skip
+    reface.add_argument(
+        "--face-region", type=Path, metavar="MASK",
+        help="empty and generate what is above 0 in this file, on the scan's grid, in place of the region that is "
+        "found; what it holds is not looked at",
+    )  # fmt: skip
+    reface.add_argument(
+        "--dropout", type=_dropout, metavar="P", help="strength of the noise, 0 to 1 (default: the model's)"
+    )
+    reface.add_argument(
+        "--candidates", type=_count, default=1, metavar="K",
+        help="draw K faces, with the seeds N, N+1, ...: OUTPUT_1.nii.gz, OUTPUT_2.nii.gz, ... and so for "
+        "--report and --render (default: 1)",
+    )  # fmt: skip
+    reface.add_argument("--render", type=Path, metavar="PNG", help="picture of the refaced head to write")
+    reface.add_argument(
+        "--force", action="store_true", help="write a result that failed a check too; the report says so"
+    )
+    add_engine(reface)
+    _add_defacing(reface)
+
+    deface = command("deface", _deface, "empty the face region of a head")
+    deface.add_argument("input", type=Path, metavar="INPUT", help=scan)
+    deface.add_argument("output", type=Path, metavar="OUTPUT", help=written)
+    add_engine(deface)
+    _add_defacing(deface)
+
+    render = command("render", _render, "draw the skin of a head")
+    render.add_argument("input", type=Path, metavar="INPUT", help=scan)
+    render.add_argument("picture", type=Path, metavar="PNG", help="picture to write, the views side by side")
+    render.add_argument("--mesh", type=Path, metavar="FILE", help="skin to write: .gii, .stl or .ply")
+    render.add_argument("--threshold", type=float, metavar="T", help="where the skin begins (default: found)")
+    render.add_argument(
+        "--method", choices=("skin", "paper"), default="skin",
+        help="paper: as Molchanova et al. 2023, appendix C, with T from 0 to 255 (default: skin)",
+    )  # fmt: skip
+    render.add_argument(
+        "--size", type=_size, default=(512, 512), metavar="WxH", help="pixels of each view (default: 512x512)"
+    )
+    _add_view(render)
+
+    compare = command("compare", _compare, "draw the original and the refaced head side by side")
+    compare.add_argument("original", type=Path, metavar="ORIGINAL", help=scan)
+    compare.add_argument("refaced", type=Path, metavar="REFACED", help="the same")
+    compare.add_argument("picture", type=Path, metavar="PNG", help="picture to write, one row for each view")
+    _add_view(compare)
+
+    risk = command("risk", _risk, "tell what can be told of one refaced scan, and what cannot")
+    risk.add_argument("original", type=Path, metavar="ORIGINAL", help=scan)
+    risk.add_argument("refaced", type=Path, metavar="REFACED", help="the same head, refaced by any tool")
+    risk.add_argument("--model", default="default", metavar="ID|CARD", help="whose card carries the cohort")
+    risk.add_argument("--detector", type=Path, metavar="ONNX", help="face detector (YuNet)")
+    risk.add_argument("--recogniser", type=Path, metavar="ONNX", help="face recogniser (ArcFace family)")
+    risk.add_argument("--report", type=Path, metavar="JSON", help="numbers to write")
+    _add_progress(risk)
+
+    demo = command("demo", _demo, "reface the sample head: a first look")
+    demo.add_argument(
+        "folder", type=Path, nargs="?", default=Path("demo-output"), metavar="OUTPUT_DIR",
+        help="made where missing (default: demo-output)",
+    )  # fmt: skip
+    demo.add_argument("--seed", type=_seed, default=3, metavar="N", help="draws another face (default: 3)")
+    demo.set_defaults(
+        candidates=1, dropout=None, defaced="no", force=False, identity=None, key_file=None, face_region=None
+    )
+    add_engine(demo)
+
+    train = command("train", _train, "train a model on a folder of heads")
+    train.set_defaults(interruptible=True)
+    train.add_argument("config", type=Path, metavar="CONFIG.toml", help="what to train, and on which heads")
+
+    evaluate = command("evaluate", _evaluate, "compare tools that take the face out of scans")
+    evaluate.set_defaults(interruptible=True)
+    evaluate.add_argument("config", type=Path, metavar="CONFIG.toml", help="which tools, on which scans")
+    evaluate.add_argument(
+        "--output", type=Path, metavar="FOLDER",
+        help="for the results, in place of the configured one; a study that was stopped goes on from there",
+    )  # fmt: skip
+    _add_progress(evaluate)
+
+    from ..dataset.command import add_options
+
+    dataset = command("dataset", _dataset, "give everybody in a data set a new face, the same in every series")
+    dataset.add_argument(
+        "input", type=Path, metavar="INPUT", help="BIDS data set, or folder with NIfTI, NRRD, MGH or DICOM"
+    )
+    dataset.add_argument("output", type=Path, metavar="OUTPUT", help="new folder, or an earlier run's to go on")
+    dataset.set_defaults(interruptible=True)
+    add_options(dataset)
+    add_engine(dataset, "1 for each process")
+
+    command("models", _models, "list the models of this installation")
+    return parser
+
+
+def add_engine(parser: argparse.ArgumentParser, threads: str = "all") -> None:
+    parser.add_argument("--model", default="default", metavar="ID|CARD", help="id or path of a model card")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help="where to compute (default: auto: cuda, then mps, then cpu)",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=_count, metavar="N", help=f"of the processor (default: {threads})")
+    _add_progress(parser)
+
+
+def _add_defacing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--defaced", choices=("auto", "yes", "no"), default="auto",
+        help="has the face been removed already? (default: auto: look)",
+    )  # fmt: skip
+    parser.add_argument("--mask", type=Path, metavar="FILE", help="face region to write, e.g. mask.nii.gz")
+    parser.add_argument("--report", type=Path, metavar="JSON", help="report to write")
+
+
+def _add_view(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--view", type=_view, action="append",
+        help="frontal, [left-|right-]three-quarter, [left-|right-]profile, from-above or from-below; may be "
+        "given several times (default: frontal and three-quarter)",
+    )  # fmt: skip
+    _add_progress(parser)
+
+
+def _add_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--progress", choices=("bar", "json", "none"), default="bar",
+        help="on stderr: a bar if that is a terminal, or JSON lines with stage and fraction (default: bar)",
+    )  # fmt: skip
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= SEEDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to below 2**63")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 1000")
+    return int(text)
+
+
+def _dropout(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to below 1")
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    sizes = [int(part) for part in (width, height or width) if part.isdecimal()]
+    if len(sizes) != 2 or not 16 <= min(sizes) <= max(sizes) <= 8192:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give e.g. 512x512")
+    return sizes[0], sizes[1]
+
+
+def _view(text: str) -> str:
+    from ..rendering.skin_surface import VIEWS as KNOWN
+
+    known = [name.replace(" ", "-") for name in KNOWN]
+    name = text.lower().replace(" ", "-").replace("_", "-")
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"there is no view {text!r}; choose from {', '.join(known)}")
+    return name

@@ -1,0 +1,1 @@
+"""The face model: the template and the shapes of faces around it."""

@@ -1,0 +1,1 @@
+"""Generation: networks, sub-volumes and tissue that paint a face."""

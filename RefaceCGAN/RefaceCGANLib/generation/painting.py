@@ -1,0 +1,122 @@
+"""Generation: real tissue in the drawn shape on the scan's own grid, and the generator that paints the face from
+it.
+
+The mosaic of a tissue bank (`tissue`) is read once, where the scan has its voxels, through the field that gives
+the average head the drawn shape; a smooth gain, found on the kept tissue around the face region, makes it as
+bright as the scan is there.
+Arrays are in ASL order; intensities 0 (air) to 2, the networks' range + 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..spatial.grid import dilate, mapped, sample_at, smooth
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..face_model.template import Template
+    from .tissue_bank import TissueBank
+
+BAND = 4
+"""Working-grid voxels around the face region on whose tissue the gain is found."""
+GAIN_SIGMA = 6.0
+"""Working-grid voxels over which the gain is smooth: that of a receive coil is, and a border's texture is not."""
+SEAM_SIGMA, SEAM_SHARE = 2.0, 0.1
+"""Working-grid voxels over which what the gain leaves at the border is evened out, and the share of border tissue
+nearby below which that fades."""
+GAIN_FAR = 1e-3
+"""Weight of the median gain against that of the border nearby: it decides far from the border."""
+GAIN_MOST = 2.5
+"""The gain is no larger than this, and no smaller than its inverse."""
+TISSUE = 0.3
+"""Intensity from which on a voxel is tissue whose brightness tells the gain."""
+DONOR_MM, SKIN_MM = 2.0, 1.4
+"""Voxel size of the donors, and the Gaussian sigma that keeps their skin from showing it in a much finer scan."""
+CHANGED, DARKEST = 1.35, 0.5
+"""The generator makes tissue brighter or darker by this factor at most, and none darker than this."""
+ROW_POINTS = 4096
+"""Points that are read at once; the cores share what is more."""
+
+
+@dataclass(frozen=True)
+class DrawnTissue:
+    """A mosaic in a drawn shape, to be read anywhere in one scan.
+
+    bank, spline: the mosaic and its spline coefficients.  field: (3, A, S, L) displacement on the working grid,
+    voxel y shows the average head at y + field(y).  to_mm: (4, 4) working index -> template mm.  gain: (A, S, L),
+    log."""
+
+    bank: TissueBank
+    spline: np.ndarray
+    field: Tensor
+    to_mm: np.ndarray
+    gain: Tensor | None = None
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """Tissue at points (N, 3) in voxels of the working grid: float32 (N,), 0 to 2."""
+        values = np.empty(len(points), np.float32)
+        for start in range(0, len(points), 2_000_000):
+            part = points[start : start + 2_000_000]
+            moves = read(self.field, part, "border")
+            values[start : start + len(part)] = self.bank.read_at(self.spline, mapped(part + moves.T, self.to_mm))
+            if self.gain is not None:
+                values[start : start + len(part)] *= np.exp(read(self.gain[None], part, "border")[0])
+        return values.clip(0, 2)
+
+    def matched(self, scan: Tensor, region: Tensor) -> DrawnTissue:
+        """The same, as bright as the kept tissue around the face region. scan: (A, S, L) on the working grid,
+        -1..1; region: bool."""
+        import torch
+
+        band = dilate(region, BAND) & ~region & (scan + 1 > TISSUE)
+        index = np.argwhere(band.numpy())
+        made = torch.zeros_like(scan)
+        made[band] = torch.from_numpy(self.at(index.astype(np.float32)))
+        both = band & (made > TISSUE)
+        if not both.any():
+            return self
+        ratio = torch.where(both, torch.log((scan + 1).clamp(min=TISSUE) / made.clamp(min=TISSUE)), 0.0)
+        usual = float(torch.median(ratio[both]))
+        gain = (smooth(ratio, GAIN_SIGMA) + GAIN_FAR * usual) / (smooth(both, GAIN_SIGMA) + GAIN_FAR)
+        left = torch.where(both, ratio - gain, 0.0)
+        gain = gain + smooth(left, SEAM_SIGMA) / smooth(both, SEAM_SIGMA).clamp(min=SEAM_SHARE)
+        most = float(np.log(GAIN_MOST))
+        return replace(self, gain=gain.clamp(-most, most))
+
+
+def drawn_tissue(
+    bank: TissueBank,
+    template: Template,
+    field: Tensor,
+    rng: np.random.Generator,
+    spacing: float = DONOR_MM,
+) -> DrawnTissue:
+    """A random mosaic in the shape of a field (3, A, S, L). template: on the working grid.  spacing: of the
+    voxels at which it will be read, mm."""
+    mosaic = bank.mosaic(rng)
+    if spacing < DONOR_MM:
+        mosaic = bank.smooth_skin(mosaic, SKIN_MM * float(np.sqrt(1 - (spacing / DONOR_MM) ** 2)))
+    return DrawnTissue(bank, bank.spline(mosaic), field, template.affine)
+
+
+def bounded(tissue: np.ndarray, changed: np.ndarray) -> np.ndarray:
+    """Tissue (N,), 0 to 2, after the generator's change (N,), which is no larger than `CHANGED` allows: where it
+    is unsure it would tear thin skin, or let tissue hang in the air."""
+    least, most = np.minimum(tissue, np.maximum(tissue / CHANGED, DARKEST)), tissue * CHANGED
+    return np.asarray((tissue + changed).clip(least, most).clip(0, 2), np.float32)
+
+
+def read(images: Tensor, points: np.ndarray, outside: str = "zeros") -> np.ndarray:
+    """Images (C, A, S, L) at points (N, 3) in voxels, trilinear: (C, N)."""
+    import torch
+
+    rows = -(-len(points) // ROW_POINTS)
+    index = torch.zeros(3, rows * ROW_POINTS)
+    index[:, : len(points)] = torch.from_numpy(np.ascontiguousarray(points.T, dtype=np.float32))
+    values = sample_at(images, index.reshape(3, rows, ROW_POINTS, 1), outside)
+    return np.asarray(values.reshape(len(images), -1)[:, : len(points)].numpy())

@@ -1,0 +1,106 @@
+"""The tissue bank: face tissue of several real heads, brought to the shape of the average head, and mixed anew
+for each face.
+
+What is painted starts from real MR tissue. Each donor's face was carried to the average shape
+(`training.tissue`), so that no donor's shape is left in it, and given the average's brightness over some 8 mm. A
+mosaic of several donors, drawn at random, is the tissue of nobody. It is read once, by cubic splines, where a
+scan has its voxels. Arrays are in ASL order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from ..spatial.grid import mapped
+
+DONORS = 4
+"""Donors of one mosaic: more would leave little of each, and fewer would show who they are."""
+PART_MM, SHARPNESS = 12.0, 6.0
+"""Gaussian sigma of the random fields that decide which donor gives a voxel, and how sharply they do: a part of
+one donor is some 3 cm wide, and gives way to the next within some 5 mm."""
+SKIN = 0.4
+"""Where tissue falls below this, skin ends: `template.SKIN_LEVEL` + 1."""
+COARSE = 4
+"""The random fields are drawn on a grid this many times coarser than the bank's."""
+
+
+@dataclass(frozen=True)
+class TissueBank:
+    """donors: uint8 (D, A, S, L), 0 (air, and what no face reaches) to 255 (1 in the networks' range), on a grid
+    of its own.  affine: (4, 4) index of that -> template RAS mm."""
+
+    donors: np.ndarray
+    affine: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path | IO[bytes]) -> TissueBank:
+        with np.load(path, allow_pickle=False) as data:
+            return cls(**{name: data[name] for name in cls.__dataclass_fields__})
+
+    def write(self, path: Path) -> None:
+        np.savez_compressed(path, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    @property
+    def spacing(self) -> float:
+        """mm between voxels."""
+        return float(np.linalg.norm(self.affine[:3, 0]))
+
+    def mosaic(self, rng: np.random.Generator) -> np.ndarray:
+        """Tissue of several donors: float32 (A, S, L), 0 (air) to 2."""
+        from scipy import ndimage
+
+        chosen = rng.choice(len(self.donors), min(DONORS, len(self.donors)), replace=False)
+        shape = self.donors.shape[1:]
+        coarse = [-(-length // COARSE) + 1 for length in shape]
+        weights = np.empty((len(chosen), *coarse), np.float32)
+        for weight in weights:
+            field = ndimage.gaussian_filter(rng.standard_normal(coarse), PART_MM / COARSE / self.spacing)
+            weight[:] = SHARPNESS * field / field.std()
+        weights = np.exp(weights - weights.max(axis=0))
+        weights /= weights.sum(axis=0)
+        mixed = np.zeros(shape, np.float32)
+        for donor, weight in zip(chosen, weights, strict=True):
+            mixed += _finer(weight, shape) * self.donors[donor]
+        return mixed * np.float32(2 / 255)
+
+    def spline(self, mosaic: np.ndarray) -> np.ndarray:
+        """The coefficients of the cubic spline through a mosaic."""
+        from scipy import ndimage
+
+        return np.asarray(ndimage.spline_filter(mosaic, 3, np.float32))
+
+    def read_at(self, spline: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """A mosaic's `spline` at points (N, 3) in template RAS mm: float32 (N,), 0 to 2; 0 beyond its grid."""
+        from scipy import ndimage
+
+        at = mapped(points, self._to_index).T
+        values = ndimage.map_coordinates(spline, at, np.float32, 3, prefilter=False)
+        return np.asarray(values.clip(0, 2))
+
+    @cached_property
+    def _to_index(self) -> np.ndarray:
+        return np.linalg.inv(self.affine)
+
+    def smooth_skin(self, mosaic: np.ndarray, sigma_mm: float) -> np.ndarray:
+        """A mosaic whose skin is smooth over `sigma_mm`, as its donors' voxels are too coarse for a finer scan."""
+        from scipy import ndimage
+
+        sigma = sigma_mm / self.spacing
+        outside = ndimage.gaussian_filter((mosaic < SKIN).astype(np.float32), 1.5 / self.spacing)
+        near = (4 * outside * (1 - outside)).clip(0, 1)
+        return np.asarray(mosaic + near * (ndimage.gaussian_filter(mosaic, sigma) - mosaic), np.float32)
+
+
+def _finer(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A field on a grid `COARSE` times coarser, trilinear on one of `shape`."""
+    import torch
+    from torch.nn import functional
+
+    size = [(length - 1) * COARSE + 1 for length in weight.shape]
+    full = functional.interpolate(torch.from_numpy(weight)[None, None], size, mode="trilinear", align_corners=True)
+    return np.asarray(full[0, 0, : shape[0], : shape[1], : shape[2]].numpy())

@@ -1,0 +1,1 @@
+"""Models: cards, weights and their safe loading."""

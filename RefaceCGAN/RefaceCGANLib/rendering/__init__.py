@@ -1,0 +1,1 @@
+"""Rendering: the skin as a surface and as a picture."""

@@ -1,0 +1,1 @@
+"""Grids, resampling and morphology."""

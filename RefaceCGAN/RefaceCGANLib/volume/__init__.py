@@ -1,0 +1,1 @@
+"""Volumes: head scans read from and written to files."""
