@@ -1,20 +1,23 @@
 """What Molchanova et al. 2023 (section 2.2) do around their generator: masks are closed, intensities are
 Winsorised by the training set's, and what the generator leaves dark in the face region becomes air.
 
-Arrays are in ASL order, (A, S, L).
+Arrays are in ASL order, (A, S, L), on the scan's own grid.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from .composition import Composed
 from .errors import CheckError
-from .spatial.grid import dilate, erode
 from .intensity import LOW_PERCENTILE, IntensityScale
+from .spatial.grid import bounding_box
 
-CLOSING = 2
-"""Voxels of the scan: half the side of the cube by which both masks are closed, less half a voxel. The paper gives
-no size; this one closes what a face mask and a thresholded face show of holes and slits."""
+if TYPE_CHECKING:
+    from .anatomy.location import Anatomy
+
 AIR = 3 / 255
 """Share of the intensity range below which a generated voxel is air (the paper: 3 of 255)."""
 HIGHEST_PERCENTILE = 99.9
@@ -23,13 +26,31 @@ paper gives no percentile; above this one lies the fat of a few heads near the c
 
 
 def closed(mask: np.ndarray) -> np.ndarray:
-    """The closing of a bool mask (A, S, L) by a cube of 2 * `CLOSING` + 1 voxels. Contains the mask."""
-    import torch
+    """The closing of a bool mask (A, S, L) by a voxel and its six neighbours, the usual element: the paper gives
+    none. Contains the mask."""
+    from scipy import ndimage
 
-    around = np.pad(mask, CLOSING)
-    return np.asarray(erode(dilate(torch.from_numpy(around), CLOSING), CLOSING).numpy())[
-        CLOSING:-CLOSING, CLOSING:-CLOSING, CLOSING:-CLOSING
-    ]
+    if not mask.any():
+        return mask
+    box = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in bounding_box(mask))
+    result = mask.copy()
+    result[box] = ndimage.binary_closing(np.pad(mask[box], 1))[1:-1, 1:-1, 1:-1]
+    return result
+
+
+def face_mask(found: Anatomy) -> np.ndarray:
+    """The closed face region of a scan, without the voxels of the brain: bool (A, S, L)."""
+    return closed(found.face_region) & ~(found.brain_mask | found.second_brain)
+
+
+def compose(face: np.ndarray, region: np.ndarray, scale: IntensityScale) -> Composed:
+    """Put a generated face into the scan: where it is dark it becomes air, of the level 0 above air, and the air
+    is closed; nothing else is changed. face: (N,) -1..1, at the True voxels of `region` (A, S, L), in C order."""
+    air = np.zeros(region.shape, bool)
+    air[region] = (face + 1) / 2 < AIR
+    air = closed(air) & region
+    values = np.where(air[region], np.float32(0), scale.restore(face))
+    return Composed(values=values, air_mask=air)
 
 
 def tissue_level(values: np.ndarray, outside: np.ndarray) -> tuple[float, float]:

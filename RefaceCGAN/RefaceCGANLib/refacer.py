@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import __version__
+from . import __version__, paper
 from .anatomy.location import SPACING, Anatomy, air_level, bfloat16, locate
 from .checks import Check, check, enforce
 from .composition import Background, compose
@@ -61,7 +61,8 @@ Progress = Callable[[str, float], None]
 class WorkingScan:
     """One scan as the generator sees it, before any face is drawn.
 
-    scan, region: (A, S, L) on the working grid: the defaced scan, -1..1, and the face region (bool).
+    scan, region: (A, S, L) on the working grid (for a model of the native grid: the scan's own): the defaced scan,
+    -1..1, and the face region (bool).
     meeting: what a face of a drawn shape has to meet; None for a model without shapes.
     to_native: (4, 4) working-grid index -> native ASL index."""
 
@@ -83,7 +84,7 @@ class Prepared:
     anatomy: Anatomy
     defaced: Defaced
     scale: IntensityScale
-    background: Background
+    background: Background | None  # None for a model of the native grid
     working: WorkingScan
     expected_ml: float
     seconds: dict[str, float]
@@ -198,6 +199,8 @@ class Refacer:
                 anatomy = self._located(volume, view, defaced, face_region)
             elif anatomy.face_region.shape != view.to_asl(volume.stored).shape:
                 raise InputError("The anatomy is that of another scan: its masks have other voxels.")
+            if self.model.native and face_region is None:
+                anatomy = replace(anatomy, face_region=paper.face_mask(anatomy))
         with timer("deface", 0.5, 0.65):
             emptied = Defaced.of(volume, anatomy, self.model.anatomy, self.model.template, aligned=known)
         return self._prepared(volume, anatomy, emptied, timer)
@@ -235,6 +238,16 @@ class Refacer:
         import torch
 
         template = self.model.template
+        if self.model.native:
+            with timer("normalise", 0.65, 0.7):
+                highest = float(self.model.card["intensity_highest"])
+                scale = paper.scale_of(emptied.values, ~emptied.face_region, highest)
+                working = _native_scan(emptied, scale)
+            anatomy = replace(anatomy, to_template=emptied.to_template)
+            return Prepared(
+                original=volume, anatomy=anatomy, defaced=emptied, scale=scale, background=None,
+                expected_ml=self._expected_ml(anatomy), working=working, seconds=timer.seconds,
+            )  # fmt: skip
         with timer("normalise", 0.65, 0.7):
             spacing = emptied.view.spacing
             small = resample_axes(emptied.values, spacing, SPACING)
@@ -364,9 +377,11 @@ class Refacer:
         with timer("generate", 0.7, 0.85):
             face = self.draw(prepared, seed, probability)
         with timer("compose", 0.85, 0.95):
-            composed = compose(
-                face, prepared.defaced, prepared.scale, prepared.background, np.random.default_rng([seed, 1])
-            )
+            if prepared.background is None:
+                composed = paper.compose(face, anatomy.face_region, prepared.scale)
+            else:
+                rng = np.random.default_rng([seed, 1])
+                composed = compose(face, prepared.defaced, prepared.scale, prepared.background, rng)
             stored = prepared.defaced.scan.stored.copy()
             painted = original.to_stored(composed.values + prepared.defaced.air).clip(*prepared.defaced.kept_range)
             anatomy.view.to_asl(stored)[anatomy.face_region] = painted
@@ -425,6 +440,9 @@ class Refacer:
         import torch
 
         working, region = prepared.working, prepared.defaced.face_region
+        if self.model.native:
+            painted = self._generated({"defaced": working.scan}, seed, dropout, working.region)
+            return np.asarray(painted.numpy()[region])
         at = _indices(region, np.linalg.inv(working.to_native)).astype(np.float32)
         if self.model.tissue is None:
             channels = {"defaced": working.scan, "face_region": working.region.float()}
@@ -487,6 +505,15 @@ class Refacer:
         grid = self.model.card["working_grid"]
         spans = tuple(slice(a, a + n) for a, n in zip(grid["first_voxel"], grid["shape"], strict=True))
         return self.model.template.crop(spans)  # type: ignore[arg-type]
+
+
+def _native_scan(emptied: Defaced, scale: IntensityScale) -> WorkingScan:
+    """The defaced scan as a generator on the native grid sees it."""
+    import torch
+
+    scan = scale.normalise(emptied.values)
+    scan[emptied.face_region] = -1.0
+    return WorkingScan(torch.from_numpy(scan), torch.from_numpy(emptied.face_region), None, np.eye(4))
 
 
 def _readers(defaced: Defaced, scale: IntensityScale, to_native: np.ndarray) -> tuple[Values, Values]:

@@ -42,7 +42,7 @@ BLUR_MM = 4.0
 ENGINE = (
     *("anatomy/location", "checks", "composition", "defacing", "face_model/template", "generation/networks"),
     *("generation/painting", "generation/sliding_window", "generation/tissue_bank", "intensity", "models/model"),
-    *("refacer", "rendering/skin_surface", "spatial/grid", "volume/volume"),
+    *("paper", "refacer", "rendering/skin_surface", "spatial/grid", "volume/volume"),
 )
 """The modules that make what our tools make: one of them changed, and it is made again."""
 GRID_TOLERANCE = 0.02

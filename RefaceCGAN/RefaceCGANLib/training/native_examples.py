@@ -104,7 +104,7 @@ def example(
     centre = rng.uniform(head.box[0], head.box[1] + 1)
     reach = np.array(shape) * step
     first = np.clip(np.round(centre - reach / 2), 0, np.maximum(np.array(size) - reach, 0)).astype(int)
-    last = np.minimum(first + np.ceil(reach).astype(int), size)
+    last = np.minimum(first + (shape if spacing is None else np.ceil(reach).astype(int) + 1), size)
     block = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
     image = np.asarray(head.image[block], np.float32) * np.float32(2 / highest)
     parts = torch.from_numpy(np.stack([image.clip(0, 2), head.region[block], np.ones_like(image)]))
@@ -123,4 +123,3 @@ def example(
         region=region,
         loss_region=(seen > 0.99).float(),
     )
-
