@@ -50,6 +50,9 @@ SEEDS = 2**63
 """Seeds lie below this, and those drawn by chance below RANDOM_SEEDS, so that they are easily typed again."""
 RANDOM_SEEDS = 10**6
 
+EMPTIED = 0.25
+"""A voxel of a resampled scan lies in the face region from this share on."""
+
 AT_ONCE = 2
 """Candidates that are in work at a time."""
 
@@ -242,7 +245,7 @@ class Refacer:
             with timer("normalise", 0.65, 0.7):
                 highest = float(self.model.card["intensity_highest"])
                 scale = paper.scale_of(emptied.values, ~emptied.face_region, highest)
-                working = _native_scan(emptied, scale)
+                working = _native_scan(emptied, scale, self.model.card["working_grid"].get("spacing_mm"))
             anatomy = replace(anatomy, to_template=emptied.to_template)
             return Prepared(
                 original=volume, anatomy=anatomy, defaced=emptied, scale=scale, background=None,
@@ -323,7 +326,7 @@ class Refacer:
         to_small = np.linalg.inv(axes_matrix(emptied.view.spacing, SPACING)) @ to_native
         scans = torch.from_numpy(np.stack([scale.normalise(small) + 1.0, np.ones_like(small)]))
         defaced, seen = sample(scans, to_small, shape)
-        inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > 0.25
+        inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > EMPTIED
         scan = torch.where(inside, torch.full_like(defaced, -1.0), defaced - 1.0)
         meeting = None
         if self.model.tissue is not None:
@@ -442,8 +445,11 @@ class Refacer:
         working, region = prepared.working, prepared.defaced.face_region
         if self.model.native:
             painted = self._generated({"defaced": working.scan}, seed, dropout, working.region)
-            return np.asarray(painted.numpy()[region])
+            if painted.shape == region.shape:
+                return np.asarray(painted.numpy()[region])
         at = _indices(region, np.linalg.inv(working.to_native)).astype(np.float32)
+        if self.model.native:
+            return read(painted[None], at, "border")[0]
         if self.model.tissue is None:
             channels = {"defaced": working.scan, "face_region": working.region.float()}
             return read(self._generated(channels, seed, dropout, working.region)[None] + 1, at)[0] - 1
@@ -507,13 +513,19 @@ class Refacer:
         return self.model.template.crop(spans)  # type: ignore[arg-type]
 
 
-def _native_scan(emptied: Defaced, scale: IntensityScale) -> WorkingScan:
-    """The defaced scan as a generator on the native grid sees it."""
+def _native_scan(emptied: Defaced, scale: IntensityScale, spacing: float | None) -> WorkingScan:
+    """The defaced scan as a generator of the native grid sees it: the scan's own voxels, or voxels of `spacing` mm
+    along the scan's own axes."""
     import torch
 
-    scan = scale.normalise(emptied.values)
-    scan[emptied.face_region] = -1.0
-    return WorkingScan(torch.from_numpy(scan), torch.from_numpy(emptied.face_region), None, np.eye(4))
+    values, share, to_native = emptied.values, emptied.face_region.astype(np.float32), np.eye(4)
+    if spacing is not None:
+        to_native = axes_matrix(emptied.view.spacing, spacing)
+        values, share = (resample_axes(array, emptied.view.spacing, spacing) for array in (values, share))
+    region = share > EMPTIED
+    scan = scale.normalise(values)
+    scan[region] = -1.0
+    return WorkingScan(torch.from_numpy(scan), torch.from_numpy(region), None, to_native)
 
 
 def _readers(defaced: Defaced, scale: IntensityScale, to_native: np.ndarray) -> tuple[Values, Values]:

@@ -1,4 +1,4 @@
-"""The paper's model, from training to evaluation: what the steps around its generator do, and that all of it runs."""
+"""The paper's model, from training to evaluation: the steps around its generator, and all of it on real heads."""
 
 from __future__ import annotations
 
