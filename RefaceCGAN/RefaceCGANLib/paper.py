@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .anatomy.location import Anatomy
 
 AIR = 3 / 255
-"""Share of the intensity range below which a generated voxel is air (the paper: 3 of 255)."""
+"""Share of the intensity range below which a generated voxel is air, where the card names none (the paper: 3 of
+255). Heads whose air is noisier need a higher one."""
 HIGHEST_PERCENTILE = 99.9
 """Of all voxels of the training set, in units of each scan's tissue level: the upper limit of intensities. The
 paper gives no percentile; above this one lies the fat of a few heads near the coil."""
@@ -43,11 +44,12 @@ def face_mask(found: Anatomy) -> np.ndarray:
     return closed(found.face_region) & ~(found.brain_mask | found.second_brain)
 
 
-def compose(face: np.ndarray, region: np.ndarray, scale: IntensityScale) -> Composed:
+def compose(face: np.ndarray, region: np.ndarray, scale: IntensityScale, dark: float = AIR) -> Composed:
     """Put a generated face into the scan: where it is dark it becomes air, of the level 0 above air, and the air
-    is closed; nothing else is changed. face: (N,) -1..1, at the True voxels of `region` (A, S, L), in C order."""
+    is closed; nothing else is changed. face: (N,) -1..1, at the True voxels of `region` (A, S, L), in C order.
+    dark: share of the intensity range below which a voxel is air."""
     air = np.zeros(region.shape, bool)
-    air[region] = (face + 1) / 2 < AIR
+    air[region] = (face + 1) / 2 < dark
     air = closed(air) & region
     values = np.where(air[region], np.float32(0), scale.restore(face))
     return Composed(values=values, air_mask=air)

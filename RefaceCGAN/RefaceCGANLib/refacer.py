@@ -381,7 +381,8 @@ class Refacer:
             face = self.draw(prepared, seed, probability)
         with timer("compose", 0.85, 0.95):
             if prepared.background is None:
-                composed = paper.compose(face, anatomy.face_region, prepared.scale)
+                dark = float(self.model.card.get("air_below", paper.AIR))
+                composed = paper.compose(face, anatomy.face_region, prepared.scale, dark)
             else:
                 rng = np.random.default_rng([seed, 1])
                 composed = compose(face, prepared.defaced, prepared.scale, prepared.background, rng)

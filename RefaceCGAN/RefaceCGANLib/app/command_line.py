@@ -341,7 +341,8 @@ def _export(args: argparse.Namespace, outputs: _Outputs) -> Said:
 
     outputs.plan_folder(args.folder)
     name = args.id or args.folder.resolve().name
-    card = export(args.checkpoint, outputs.hidden(args.folder), name, args.licence)
+    air = {} if args.air is None else {"air": args.air}
+    card = export(args.checkpoint, outputs.hidden(args.folder), name, args.licence, **air)
     return [f"Wrote {args.folder}: model {card['id']}; use it with --model {args.folder}"], []
 
 
@@ -750,6 +751,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("folder", type=Path, metavar="FOLDER", help="new folder for card, weights and licence")
     export.add_argument("--id", metavar="NAME", help="of the model (default: the folder's name)")
     export.add_argument("--licence", metavar="TEXT", default="", help="of the weights, for the card")
+    export.add_argument(
+        "--air", type=_dropout, metavar="SHARE",
+        help="of the intensity range, below which what is generated is air (default: the paper's 3 of 255; scans "
+        "with noisier air need more)",
+    )  # fmt: skip
 
     evaluate = command("evaluate", _evaluate, "compare tools that take the face out of scans")
     evaluate.set_defaults(interruptible=True)

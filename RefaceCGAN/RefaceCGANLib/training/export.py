@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..models.model import CARD, DEFAULT, sha256
+from ..paper import AIR
 
 BORROWED = ("anatomy", "brain_check", "template")
 """What a generator on the native grid needs besides, to find the face region and to check the result."""
@@ -27,13 +28,15 @@ def export(
     licence: str = "",
     attribution: str = "",
     dropout: float = DROPOUT,
+    air: float = AIR,
     small: bool = False,
 ) -> dict[str, Any]:
     """Write generator.pt, card.json and LICENSE.txt of a training into a new `folder`; returns the card.
 
     checkpoint: checkpoint.pt or other weights that the training left, beside its training.json.  name: the model's
     id, the folder's name by default.  licence: of the weights, a text.  attribution: whose scans they are.
-    dropout: at inference.  small: store int8 with a scale for each output channel in place of float16.
+    dropout: at inference.  air: share of the intensity range below which a generated voxel is air.  small: store
+    int8 with a scale for each output channel in place of float16.
     Raises InputError where the checkpoint is none, or its training was not on the scans' own grid."""
     import torch
 
@@ -92,6 +95,7 @@ def export(
         "sub_volume": {"shape": sub_volume, "overlap": OVERLAP},
         "condition": ["defaced"],
         "dropout": dropout,
+        "air_below": air,
         "files": {"generator": generator} | {role: {"of": DEFAULT} for role in BORROWED},
     }
     text = json.dumps(card, indent=2, ensure_ascii=False)
