@@ -205,7 +205,9 @@ class Refacer:
             if self.model.native and face_region is None:
                 anatomy = replace(anatomy, face_region=paper.face_mask(anatomy))
         with timer("deface", 0.5, 0.65):
-            emptied = Defaced.of(volume, anatomy, self.model.anatomy, self.model.template, aligned=known)
+            # on the native grid the map to the template serves the checks alone, and may know the face
+            aligned = known or self.model.native
+            emptied = Defaced.of(volume, anatomy, self.model.anatomy, self.model.template, aligned=aligned)
         return self._prepared(volume, anatomy, emptied, timer)
 
     def _located(self, volume: Volume, view: AslView, defaced: str, face_region: np.ndarray | None) -> Anatomy:
@@ -246,7 +248,6 @@ class Refacer:
                 highest = float(self.model.card["intensity_highest"])
                 scale = paper.scale_of(emptied.values, ~emptied.face_region, highest)
                 working = _native_scan(emptied, scale, self.model.card["working_grid"].get("spacing_mm"))
-            anatomy = replace(anatomy, to_template=emptied.to_template)
             return Prepared(
                 original=volume, anatomy=anatomy, defaced=emptied, scale=scale, background=None,
                 expected_ml=self._expected_ml(anatomy), working=working, seconds=timer.seconds,
