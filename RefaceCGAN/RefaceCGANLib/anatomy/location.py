@@ -311,8 +311,8 @@ def stretch(one: np.ndarray, other: np.ndarray) -> float:
 def face_moved(
     one: np.ndarray, other: np.ndarray, spacing: tuple[float, float, float], template: Template
 ) -> float:
-    """How far apart (root mean square, mm) two maps (4, 4), index of a scan with voxels of `spacing` mm -> template
-    mm, place the average face."""
+    """How far apart (root mean square, mm) two maps (4, 4) place the average face: index of a scan with voxels
+    of `spacing` mm -> template mm."""
     face = mapped(np.argwhere(template.face_region & template.window & template.head), template.affine)
     apart = (mapped(face, np.linalg.inv(one)) - mapped(face, np.linalg.inv(other))) * np.array(spacing)
     return float(np.sqrt(np.mean(np.sum(apart**2, axis=1))))
