@@ -15,7 +15,7 @@ from RefaceCGANLib.app.worker import Worker, told
 from RefaceCGANLib.errors import CheckError, InputError
 from RefaceCGANLib.evaluation.reidentification import Recogniser
 
-PACKAGE = Path(__file__).resolve().parents[2] / "RefaceCGAN"
+PACKAGE = Path(__file__).resolve().parents[3] / "RefaceCGAN"
 
 
 class Talk:
