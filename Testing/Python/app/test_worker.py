@@ -415,7 +415,7 @@ def test_quit_ends_it(tmp_path):
 
 def test_what_libraries_print_goes_to_stderr_and_they_have_no_stdin():
     script = (
-        "import os, sys; from RefaceCGANLib import worker; lines, answers = worker._private_streams();"
+        "import os, sys; from RefaceCGANLib.app import worker; lines, answers = worker._private_streams();"
         "print('printed', flush=True); os.write(1, b'past Python\\n'); os.system('echo a child; cat');"
         "answers.write('answer ' + lines.readline()); answers.flush()"
     )

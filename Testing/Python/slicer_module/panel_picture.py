@@ -1,4 +1,6 @@
-"""Draws the picture of the panel for the README: python Testing/Python/slicer_module/panel_picture.py OUT.png [FACE_MODELS]
+"""Draws the picture of the panel for the README:
+
+    python Testing/Python/slicer_module/panel_picture.py OUT.png [FACE_MODELS]
 
 The module's real panel beside its real views, on the stand-ins of the tests, on the sample head with faces of
 the real engine, in a window of 1366 x 768 pixels; OUT-dark.png is the same in a dark theme. FACE_MODELS: a
