@@ -104,6 +104,21 @@ def check(
     return results
 
 
+def check_defaced(
+    original: Volume, defaced: Volume, anatomy: Anatomy, air: float, expected_ml: float = 0.0
+) -> list[Check]:
+    """The same of a defaced scan, which has no face to be measured. Raises CheckError where one failed."""
+    results = check(original, defaced, anatomy, air, anatomy.face_region, expected_ml)
+    results = [entry for entry in results if entry.name != "face_tissue_ratio"]
+    enforce(results)
+    return results
+
+
+def value_of(results: list[Check], name: str) -> float:
+    """What a check measured; NaN where it was not made."""
+    return next((entry.value for entry in results if entry.name == name), float("nan"))
+
+
 def _untouched_tissue(
     before: np.ndarray, changed: np.ndarray, region: np.ndarray, original: Volume, skin: float
 ) -> int:

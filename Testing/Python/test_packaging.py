@@ -266,4 +266,4 @@ def test_links_of_the_readme_lead_somewhere():
 
 @pytest.mark.parametrize("line", re.findall(r"^    refacecgan ([^#\n]*\w)", README, re.MULTILINE))
 def test_commands_of_the_readme_are_understood(line):
-    cli._parser().parse_args(shlex.split(line))
+    cli.make_parser().parse_args(shlex.split(line))

@@ -16,36 +16,31 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
-from ..errors import CheckError, InputError, RefaceError
+from ..errors import Cancelled, InputError
+from ..progress import DRAWN, LOAD, LOADED, Progress, part
+from ..seeds import SEEDS, chosen_seed, read_key
+from . import service
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..refacer import Progress, Refacer
     from ..rendering.skin_surface import Surface
     from ..volume.volume import Volume
 
 DEBUG = "REFACECGAN_DEBUG"
 """Environment variable; set, it makes a failed call print a traceback as well."""
-CANCELLED = 130
-SEEDS = 2**63
-"""Seeds lie below this, and those drawn by chance below RANDOM_SEEDS, so that they are easily typed again."""
-RANDOM_SEEDS = 10**6
-KEY_BYTES = 2**20
-"""A key file is no larger than this."""
+CANCELLED = Cancelled.exit_status
 SAMPLE_HEAD = "average_head.nii.gz"
 PICTURE, REPORT = (".png",), (".json",)
 VIEWS = ("frontal", "three-quarter")
 WIPE = "\r\033[K"
 """Takes the progress bar off a terminal's line."""
-LOADED, DRAWN = 0.3, 0.9
-"""How much of a call is done when the model is loaded, and when the faces are drawn."""
 
 
 def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
@@ -64,7 +59,7 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            args = (parser or _parser()).parse_args(argv)
+            args = (parser or make_parser()).parse_args(argv)
             _set_up_logging(args.run is _train)
             if program and getattr(args, "interruptible", False):  # it has files to close and processes to end
                 _on_signals(signal.default_int_handler)
@@ -86,8 +81,10 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
             import traceback
 
             traceback.print_exc()
-        _complain(outputs.without_hidden_folders(_sentence(error)))
-        return error.exit_status if isinstance(error, RefaceError) else InputError.exit_status
+        failure = service.explain(error)
+        hint = f" {DEBUG}=1 shows where." if failure.kind == "crash" and not isinstance(error, OSError) else ""
+        _complain(outputs.without_hidden_folders(failure.sentence) + hint)
+        return failure.status
     finally:
         outputs.discard()
 
@@ -133,41 +130,32 @@ def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = Fa
     with work.stage("read", 0.0):
         volume = Volume.read(args.input)
         region = _given_region(args.face_region, volume)
-    with work.stage("load", 0.05):
-        refacer = _refacer(args, ("template", "anatomy", "generator"))
-        from ..report import report_of, write_json
+    with work.stage("load", LOAD):
+        refacer = service.load(args.model, args.device, args.threads)
+        from ..report import report_of, rounded, write_json
     lines, notes = [], []
-    scan: Any = volume
-    for index, seed in enumerate(seeds):
-        if index > 0:
-            work.seconds = {}
-        share = (DRAWN - LOADED) / len(seeds)
-        begin, end = LOADED + index * share, LOADED + (index + 1) * share
-        listener = work.part(begin, end)
-        try:
-            result = scan = refacer.reface(
-                scan, seed, args.dropout, args.defaced, listener, args.force, face_region=region
-            )
-        except CheckError as error:
-            raise CheckError(f"Seed {seed}: {error}") if len(seeds) > 1 else error from None
+    drawn = service.candidates(
+        refacer, volume, seeds, work.part(LOADED, DRAWN), dropout=args.dropout, defaced=args.defaced,
+        force=args.force, face_region=region,
+    )  # fmt: skip
+    for index, result in enumerate(drawn):
         work.seconds |= result.report["seconds"]
-        with work.stage("write", end):
-            notes += _write_scan(args.input, outputs.hidden(heads[index]), volume, result.volume, seed)
+        done = LOADED + (DRAWN - LOADED) * (index + 1) / len(seeds)
+        with work.stage("write", done):
+            notes += _write_scan(args.input, outputs.hidden(heads[index]), volume, result.volume, result.seed)
         already = ", whose face had been removed before" if result.report["already_defaced"] else ""
-        lines.append(f"Wrote {heads[index]}: the refaced head{already} (seed {seed})")
+        lines.append(f"Wrote {heads[index]}: the refaced head{already} (seed {result.seed})")
         if pictures:
-            with work.stage("render", end):
+            with work.stage("render", done):
                 _draw(outputs.hidden(pictures[index]), volume, result.volume, VIEWS, side_by_side)
             lines.append(f"Wrote {pictures[index]}: what it looks like")
         if reports:
             report = report_of(result, args.input, outputs.hidden(heads[index]))
-            report["seconds"] = _rounded(work.seconds)
+            report["seconds"] = rounded(work.seconds)
             write_json(report, outputs.hidden(reports[index]))
             lines.append(f"Wrote {reports[index]}: the report")
-        notes += result.report["warnings"]
-        for check in result.checks:
-            if not check.passed:
-                notes.append(f"{check.failure} Written all the same ({check.name} is {check.value:g}).")
+        notes += [*result.report["warnings"], *service.failed_checks(result)]
+        work.seconds = {}
     if args.mask:
         Volume.from_array(result.face_region, volume.affine).write(outputs.hidden(args.mask))
         lines.append(f"Wrote {args.mask}: the face region")
@@ -176,27 +164,14 @@ def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = Fa
 
 
 def _first_seed(args: argparse.Namespace) -> int:
-    """The seed of the first face: the given one, that of the given identity, or one drawn by chance."""
-    if args.identity is None and args.key_file is None:
-        return secrets.randbelow(RANDOM_SEEDS) if args.seed is None else int(args.seed)
-    if args.identity is None:
+    """The seed of the first face: the given one, that of the given identity, or a random one."""
+    if args.identity is None and args.key_file is not None:
         raise InputError("--key-file is of no use without --identity; give both.")
-    if args.seed is not None:
+    if args.identity is not None and args.seed is not None:
         raise InputError("Give --seed or --identity, not both.")
-    key = b""
-    if args.key_file is not None:
-        try:
-            with args.key_file.open("rb") as file:
-                key = file.read(KEY_BYTES + 1)
-        except OSError as error:
-            raise InputError(
-                f"{args.key_file} cannot be read ({error.strerror}); give a file with a key."
-            ) from error
-        if not 0 < len(key) <= KEY_BYTES:
-            raise InputError(f"{args.key_file} is empty or no key; give a file with some secret bytes.")
-    from ..refacer import seed_of
-
-    return min(seed_of(args.identity, key), SEEDS - args.candidates)
+    key = read_key(args.key_file, "give a file with some secret bytes") if args.key_file is not None else None
+    seed = chosen_seed(args.seed, args.identity, key)
+    return seed if args.identity is None else min(seed, SEEDS - args.candidates)
 
 
 def _given_region(path: Path | None, volume: Volume) -> np.ndarray | None:
@@ -221,29 +196,26 @@ def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
     work = _Work(args.progress)
     with work.stage("read", 0.0):
         volume = Volume.read(args.input)
-    with work.stage("load", 0.05):
-        refacer = _refacer(args, ("template", "anatomy", "brain_check"))
-        from ..refacer import checked_deface
-        from ..report import report_of_defaced, write_json
-    prepared = refacer.prepare(volume, args.defaced, work.part(LOADED, DRAWN))
+    with work.stage("load", LOAD):
+        refacer = service.load(args.model, args.device, args.threads, service.TO_DEFACE)
+        from ..report import report_of, rounded, write_json
+    prepared = service.prepare(refacer, volume, args.defaced, work.part(LOADED, DRAWN))
+    done = service.deface(refacer, prepared)
     work.seconds |= prepared.seconds
-    anatomy, region = prepared.anatomy, prepared.anatomy.face_region
-    defaced, checks = checked_deface(prepared)
     with work.stage("write", DRAWN):
-        notes = _write_scan(args.input, outputs.hidden(args.output), volume, defaced, None)
-    already = ", whose face had been removed before" if anatomy.already_defaced else ""
+        notes = _write_scan(args.input, outputs.hidden(args.output), volume, done.volume, None)
+    already = ", whose face had been removed before" if done.report["already_defaced"] else ""
     lines = [f"Wrote {args.output}: the defaced head{already}"]
     if args.report:
-        hidden = outputs.hidden(args.output)
-        report = report_of_defaced(refacer, prepared, defaced, checks, args.input, hidden)
-        report["seconds"] = _rounded(work.seconds)
+        report = report_of(done, args.input, outputs.hidden(args.output))
+        report["seconds"] = rounded(work.seconds)
         write_json(report, outputs.hidden(args.report))
         lines.append(f"Wrote {args.report}: the report")
     if args.mask:
-        Volume.from_array(anatomy.view.to_native(region), volume.affine).write(outputs.hidden(args.mask))
+        Volume.from_array(done.face_region, volume.affine).write(outputs.hidden(args.mask))
         lines.append(f"Wrote {args.mask}: the face region")
     work.show("done", 1.0)
-    return lines, [*volume.warnings, *anatomy.warnings, *refacer.warnings, *notes]
+    return lines, [*done.warnings, *notes]
 
 
 def _render(args: argparse.Namespace, outputs: _Outputs) -> Said:
@@ -370,18 +342,6 @@ def _models(args: argparse.Namespace, outputs: _Outputs) -> Said:
 # --- what they share --------------------------------------------------------------------------------------
 
 
-def _refacer(args: argparse.Namespace, roles: Iterable[str]) -> Refacer:
-    """The refacer with its weights in memory. The card is checked first: torch takes two seconds to load."""
-    from ..models.model import Model
-    from ..refacer import Refacer as Class
-
-    model = Model.load(args.model)
-    refacer = Class.from_pretrained(model, args.device, args.threads)
-    for role in roles:
-        getattr(model, role)
-    return refacer
-
-
 def _draw(picture: Path, original: Volume, refaced: Volume, views: Sequence[str], side_by_side: bool) -> None:
     """Draw the refaced head, or both, with the skin threshold and the frame of the original."""
     import numpy as np
@@ -409,10 +369,6 @@ def _write_scan(source: Path, target: Path, before: Volume, after: Volume, seed:
 
     what = "face region emptied" if seed is None else "face replaced by a generated one"
     return write_folder(source, target, before, after, f"{seed}".encode(), what)
-
-
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {stage: round(value, 3) for stage, value in seconds.items()}
 
 
 def _numbered(path: Path, number: int | None) -> Path:
@@ -546,7 +502,7 @@ class _Work:
 
     def part(self, start: float, end: float) -> Progress:
         """The listener for a piece of work that leads from `start` to `end` of the whole."""
-        return lambda stage, fraction: self.show(stage, start + fraction * (end - start))
+        return part(self.show, start, end)
 
 
 def _on_signals(handler: Any) -> None:
@@ -585,23 +541,6 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def _sentence(error: Exception) -> str:
-    """What the user reads about an error."""
-    if isinstance(error, RefaceError):
-        return str(error)
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        return "The memory does not suffice for this scan; close programs or resample it to larger voxels."
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is missing; install RefaceCGAN with all it needs: pip install refacecgan."
-    if isinstance(error, OSError):
-        where = f"{error.filename} cannot be used" if error.filename else "The system refused"
-        return f"{where} ({error.strerror or error}); mend that and try again."
-    return (
-        f"This is a bug in RefaceCGAN ({type(error).__name__}: {_one_line(error)[:200]}); "
-        f"set {DEBUG}=1 to see where, and report it."
-    )
-
-
 def _set_up_logging(training: bool) -> None:
     """The library's warnings come with its results, and `main` says them: the log would say them twice."""
     import logging
@@ -624,7 +563,8 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `refacecgan` and all its commands."""
     parser = Parser(
         prog="refacecgan",
         description="Gives a head MRI a new, anonymous face and leaves the brain untouched.",

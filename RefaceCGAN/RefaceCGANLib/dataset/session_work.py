@@ -23,7 +23,7 @@ import numpy as np
 
 from .. import __version__
 from ..anatomy.location import EMPTIED, IN_VIEW, Anatomy, air_level
-from ..checks import Check, check, enforce
+from ..app.service import explain
 from ..errors import CheckError, RefaceError
 from ..spatial.grid import mapped, resample_axes
 from ..volume.volume import Volume
@@ -249,11 +249,11 @@ class _Session:
             if _no_place(error):
                 raise
             reason = self._sentence(error)
-        except MemoryError:
-            reason = "Does not fit in memory; use fewer jobs."
         except Exception as error:  # one broken scan never stops the rest
-            log.exception("%s", one.path)
-            reason = f"Met a bug in RefaceCGAN ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
+            failure = explain(error)
+            if failure.kind == "crash":
+                log.exception("%s", one.path)
+            reason = failure.sentence
         return Outcome(Row(one.path, one.subject, one.session, "withhold", reason, warnings=row.warnings))
 
     def _sentence(self, error: BaseException) -> str:
@@ -562,11 +562,3 @@ def same_grid(grid: Grid, volume: Volume) -> bool:
 
 def _name(one: Series) -> str:
     return f"the session's {one.suffix}" if one.suffix else one.path
-
-
-def checked(before: Volume, after: Volume, anatomy: Anatomy, expected_ml: float = 0.0) -> list[Check]:
-    """The checks of a defaced scan. Raises CheckError with the first that failed."""
-    results = check(before, after, anatomy, air_level(before.array), anatomy.face_region, expected_ml)
-    results = [entry for entry in results if entry.name != "face_tissue_ratio"]  # there is to be no face
-    enforce(results)
-    return results
