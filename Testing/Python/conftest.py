@@ -114,9 +114,15 @@ def template() -> Template:
 
 
 @pytest.fixture(scope="session")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample_head() -> Path:
+    """The shipped sample head, 1.5 mm."""
+    return REPOSITORY / "Resources" / "SampleData" / "average_head.nii.gz"
+
+
+@pytest.fixture(scope="session")
+def head(sample_head: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole head at 2 mm, which is quicker than at 1.5 mm: the sample head, resampled."""
-    sample = Volume.read(REPOSITORY / "Resources" / "SampleData" / "average_head.nii.gz")
+    sample = Volume.read(sample_head)
     values = resample_axes(sample.array, sample.spacing, 2.0)
     affine = sample.affine @ axes_matrix(sample.spacing, 2.0)
     path = tmp_path_factory.mktemp("head") / "average_head_2mm.nii.gz"

@@ -526,7 +526,7 @@ def _complain(sentence: str) -> None:
 
 
 def say(lines: Sequence[str]) -> None:
-    """Print to stdout; that nobody listens any more is no reason to fail."""
+    """Print to stdout; a reader that went away is no error."""
     try:
         for line in lines:
             print(line)
@@ -549,8 +549,8 @@ def _set_up_logging(training: bool) -> None:
         logging.basicConfig(level=logging.INFO)
     elif training:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    elif not logging.getLogger(__package__).handlers:
-        logging.getLogger(__package__).addHandler(logging.NullHandler())
+    elif not (library := logging.getLogger("RefaceCGANLib")).handlers:
+        library.addHandler(logging.NullHandler())
 
 
 # --- the call ---------------------------------------------------------------------------------------------
@@ -594,7 +594,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     reface.add_argument(
         "--key-file", type=Path, metavar="FILE",
-        help="a secret: without it nobody can tell which identity has which face",
+        help="a secret: without it nobody can find out which identity has which face",
     )  # fmt: skip
     reface.add_argument(
         "--face-region", type=Path, metavar="MASK",
@@ -642,7 +642,7 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("picture", type=Path, metavar="PNG", help="picture to write, one row for each view")
     _add_view(compare)
 
-    risk = command("risk", _risk, "tell what can be told of one refaced scan, and what cannot")
+    risk = command("risk", _risk, "say what is known of one refaced scan, and what is not")
     risk.add_argument("original", type=Path, metavar="ORIGINAL", help=scan)
     risk.add_argument("refaced", type=Path, metavar="REFACED", help="the same head, refaced by any tool")
     risk.add_argument("--model", default="default", metavar="ID|CARD", help="whose card carries the cohort")

@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 DEFACED = ("auto", "yes", "no")
 NUDGE_SECONDS = 0.02
-"""How often a request that was given up is told so, until it has ended."""
+"""Seconds between two interrupts of a request that was cancelled, until it ends."""
 
 
 class Interrupted(Cancelled):
@@ -101,7 +101,7 @@ class Cancellation:
         while frame is not None:
             code = frame.f_code
             if code in self.protected or code.co_filename.startswith("<frozen importlib"):
-                return  # it is told again shortly
+                return  # the next interrupt follows shortly
             frame = frame.f_back
         self._check()
 
@@ -538,7 +538,7 @@ def main() -> None:
         number = request.get("id")
         try:
             worker.handle(request, answer)
-        except Interrupted as error:  # while it was told what had gone wrong otherwise
+        except Interrupted as error:  # while another error was being answered
             answer({"id": number, "event": "error", "kind": "cancelled", "message": str(error)})
 
 

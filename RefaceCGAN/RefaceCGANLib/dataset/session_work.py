@@ -43,7 +43,7 @@ RANKS = ("T1w", "UNIT1", "MP2RAGE", "T2w", "FLAIR", "PDw", "")
 """Which contrast makes the better reference; what is not here comes last. A contrast agent ranks after the same
 without; time series rank after all others."""
 FACE_POINTS = 4000
-"""Points of the average face of which it is told how much lies in a field of view."""
+"""Number of points of the average face that are looked up to see how much of it a field of view holds."""
 
 
 @dataclass(frozen=True)

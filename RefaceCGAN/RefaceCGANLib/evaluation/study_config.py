@@ -16,7 +16,7 @@ Testing/benchmarks/val.toml of the repository is a whole example. All paths are 
 
     [faces]                              # re-identification; left out: none
     detector = "yunet.onnx"
-    gallery = ["others/*.nii.gz"]        # originals of further people to be told from
+    gallery = ["others/*.nii.gz"]        # originals of other people, for the gallery
     training = ["train/*.nii.gz"]        # scans of those who trained the model
     [faces.embedders]
     arcface = "arcface.onnx"             # or a table, see `faces.FaceModels`

@@ -1,4 +1,4 @@
-"""Tools: whatever takes the face out of a scan, ours and other people's, behind one call.
+"""Tools: programs that deface or reface a scan, ours and other people's, behind one interface.
 
 A tool reads an original file and writes its output in the original's grid. `tool_of` makes one of a
 [[tool]] table of the configuration; `kind` says which:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MEAN_SHAPE = 1e-6
 """The spread of shapes that is as good as none; no face differs from the average."""
 BLUR_MM = 4.0
-"""Standard deviation of the blur: eyes, nose and mouth are no more than hills."""
+"""Standard deviation of the blur, mm: wide enough to remove the shape of eyes, nose and mouth."""
 ENGINE = (
     *("anatomy/location", "checks", "composition", "defacing", "face_model/template", "generation/networks"),
     *("generation/painting", "generation/sliding_window", "generation/tissue_bank", "intensity", "models/model"),
@@ -153,7 +153,7 @@ class Ours(Tool):
         self, name: str, model: str = DEFAULT, device: str = "cpu", settings: dict[str, Any] | None = None
     ) -> None:
         if device == "auto":
-            raise InputError(f"Tool {name}: name its device, cpu, cuda or mps; times are told apart by it.")
+            raise InputError(f"Tool {name}: name its device, cpu, cuda or mps; times depend on it.")
         self.model, self.device = model, device
         files = Model.load(model).card["files"]
         made_of = {

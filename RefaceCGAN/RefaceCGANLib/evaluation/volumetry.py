@@ -35,7 +35,7 @@ COLUMNS = ("scan", "tool", "region", "ml")
 HEAD = 51
 """A fifth of the conformed range: the networks see the box of all that is brighter, as in brainchop, ..."""
 MARGIN = 8
-"""... and so many voxels around it."""
+"""Margin around that box, voxels."""
 QUANTILES = (0.02, 0.98)
 """Of the conformed image: 0 and 1 for `mindgrab`."""
 

@@ -163,7 +163,7 @@ def turned(surface: Surface, rotation: np.ndarray) -> Surface:
 def _outside(head: np.ndarray, step: np.ndarray, reach: int) -> np.ndarray:
     """The air in front of the skin, with a little of the air in its openings; a mask of the head's shape.
 
-    Left out are skull, sinuses and throat, which nobody sees: where a cube of 12 mm cannot get from outside,
+    Left out are skull, sinuses and throat, which no view shows: where a cube of 12 mm cannot get from outside,
     but for what lies within `reach` of where it can. Found on blocks of about 4 mm, which is fast; `reach`
     counts blocks, and 2 is the least that leaves out no air before the skin.
     """
@@ -202,7 +202,7 @@ def skin_surface(array: np.ndarray, affine: np.ndarray, threshold: float | None 
     box = tuple(slice(max(0, s.start - 2), s.stop + 2) for s in ndimage.find_objects(head.view(np.uint8))[0])
     air = min(float(np.percentile(volume[::4, ::4, ::4], 0.5)), level - 1e-6 * max(1.0, abs(level)))
     volume, head = volume[box], head[box]
-    # The root evens the step from air to bright fat, which else leaves terraces in the surface.
+    # The root evens the step from air to bright fat, which otherwise leaves steps in the surface.
     volume = np.sqrt(np.clip((volume - air) / (level - air), 0, 4))
     volume[(volume >= 1) & ~head] = 0
     volume[~(head | _outside(head, step, 4))] = 2

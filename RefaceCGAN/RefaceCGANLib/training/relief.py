@@ -1,6 +1,6 @@
 """The relief of faces: what a smooth registration leaves over at the skin, and the modes of it.
 
-Demons fields are smooth; eyelids, lips and the bridge of a nose are not. Once a head is carried to the template,
+Demons fields are smooth; eyelids, lips and the ridge of the nose are not. Once a head is carried to the template,
 its skin is looked up along the normals of the average skin, and the heights found are a head's relief. A random
 relief is what makes random faces differ as real ones do.
 """
@@ -14,7 +14,7 @@ from ..face_model.template import Template, heights, trilinear, unit
 OUTLIER = 1.5
 """Voxels: heights further than this from the median of their neighbours are replaced by it."""
 NEIGHBOURS, NEAR = 21, 3.0
-"""The neighbours of a skin point: at most so many, at most so many voxels away."""
+"""The neighbours of a skin point: their greatest number, and their greatest distance in voxels."""
 SMOOTH = 0.8
 """Voxels: standard deviation of the smoothing of heights along the skin."""
 FULL_WEIGHT = 0.05

@@ -192,7 +192,9 @@ def test_save_says_in_one_sentence_what_cannot_be_written(worker, original, tmp_
     assert not [file for file in worker.folder.iterdir() if file.suffix == ".npy"]
 
 
-def test_the_skin_of_a_scan_is_made_quickly_or_finely(worker, original):
+def test_the_skin_of_a_scan_is_made_quickly_or_finely(worker, sample_head):
+    original = Volume.read(sample_head)
+
     def skin(**arguments: object) -> dict:
         volume = worker.write(original.stored)
         done, _ = worker.ask("skin", volume=volume, affine=original.affine.tolist(), **arguments)

@@ -671,6 +671,7 @@ class TestTemplate:
             building.build_template([head, head], tmp_path / "r.nii.gz", tmp_path)
 
     @pytest.mark.heads
+    @pytest.mark.slow
     def test_a_template_from_three_heads(
         self, heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
