@@ -16,7 +16,8 @@ import numpy as np
 
 from . import __version__
 from .checks import Check, value_of
-from .volume.volume import Volume, atomic_path
+from .volume.files import atomic_path
+from .volume.volume import Volume
 
 if TYPE_CHECKING:
     from .refacer import Prepared, Refacer

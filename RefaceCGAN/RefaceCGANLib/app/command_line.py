@@ -109,7 +109,8 @@ Said = tuple[list[str], Sequence[str]]
 
 def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = False) -> Said:
     """side_by_side: the picture shows the original too, for a head whose face is no secret."""
-    from ..volume.volume import SUFFIXES, Volume
+    from ..volume.files import SUFFIXES
+    from ..volume.volume import Volume
 
     first = _first_seed(args)
     seeds = range(first, first + args.candidates)
@@ -185,7 +186,8 @@ def _given_region(path: Path | None, volume: Volume) -> np.ndarray | None:
 
 
 def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
-    from ..volume.volume import SUFFIXES, Volume
+    from ..volume.files import SUFFIXES
+    from ..volume.volume import Volume
 
     outputs.plan_scan(args.output, args.input)
     if args.mask:
@@ -360,7 +362,7 @@ def _draw(picture: Path, original: Volume, refaced: Volume, views: Sequence[str]
 
 def _write_scan(source: Path, target: Path, before: Volume, after: Volume, seed: int | None) -> list[str]:
     """Write a scan to a file, or a DICOM series to a folder; returns warnings. seed: None without a new face."""
-    from ..volume.volume import SUFFIXES
+    from ..volume.files import SUFFIXES
 
     if target.name.lower().endswith(SUFFIXES):
         after.write(target)
@@ -396,7 +398,7 @@ class _Outputs:
     def plan(self, path: Path, suffixes: Sequence[str], inputs: Sequence[Path]) -> Path:
         """Announce an output, before any work is done, and return it. Raises InputError if it cannot be
         written there, is one of `inputs` or was announced before."""
-        from ..volume.volume import check_output
+        from ..volume.files import check_output
 
         check_output(path, inputs, suffixes)
         if any(_real(path) == _real(other) for other in self._planned):
@@ -406,7 +408,7 @@ class _Outputs:
 
     def plan_scan(self, path: Path, source: Path) -> Path:
         """Announce a scan: a file, or for a DICOM folder (source) also a folder. Raises InputError as `plan`."""
-        from ..volume.volume import SUFFIXES
+        from ..volume.files import SUFFIXES
 
         if not source.is_dir() or path.name.lower().endswith(SUFFIXES):
             return self.plan(path, SUFFIXES, [source])

@@ -16,7 +16,8 @@ import numpy as np
 from ..errors import InputError
 from ..refacer import Refacer
 from ..spatial.grid import positions, sample
-from ..volume.volume import Volume, atomic_path
+from ..volume.files import atomic_path
+from ..volume.volume import Volume
 from .tools import on_grid_of
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..volume.volume import atomic_path
+from ..volume.files import atomic_path
 
 DETECTED = 0.3
 """YuNet's score from which on there is a face: low, so that a doubtful face still counts as one to recognise."""

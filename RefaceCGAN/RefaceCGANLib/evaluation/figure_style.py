@@ -10,7 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
-from ..volume.volume import atomic_path
+from ..volume.files import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -167,7 +167,7 @@ class Scan:
     def segment_key(self, backend: str, tool: Tool | None) -> list[Any]:
         table = self.backends[backend]
         files = [stamp(Path(text)) for text in table.values() if isinstance(text, str) and Path(text).exists()]
-        program = code("spatial/grid", "volume/volume", *(f"evaluation/{name}" for name in VOLUMETRY))
+        program = code("spatial/grid", "volume", *(f"evaluation/{name}" for name in VOLUMETRY))
         return [self.output_key(tool, first(tool)), table, files, program]
 
     @property

@@ -46,7 +46,7 @@ from typing import Any
 
 from ..configuration import read_toml
 from ..errors import InputError
-from ..volume.volume import SUFFIXES
+from ..volume.files import SUFFIXES
 from .measurements import ORIGINAL
 from .tools import Tool, scan_name, tool_of
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..spatial.grid import bounding_box
-from ..volume.volume import Volume, atomic_path
+from ..volume.files import atomic_path
+from ..volume.volume import Volume
 
 if TYPE_CHECKING:
     from .meshnet import Network

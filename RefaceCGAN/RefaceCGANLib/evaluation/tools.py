@@ -27,7 +27,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..models.model import DEFAULT, Model
-from ..volume.volume import SUFFIXES, Volume
+from ..volume.files import SUFFIXES
+from ..volume.volume import Volume
 from .store import code
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ BLUR_MM = 4.0
 ENGINE = (
     *("anatomy/location", "checks", "composition", "defacing", "face_model/template", "generation/networks"),
     *("generation/painting", "generation/sliding_window", "generation/tissue_bank", "intensity", "models/model"),
-    *("refacer", "rendering/skin_surface", "spatial/grid", "volume/volume"),
+    *("refacer", "rendering/skin_surface", "spatial/grid", "volume"),
 )
 """The modules that make what our tools make: one of them changed, and it is made again."""
 GRID_TOLERANCE = 0.02

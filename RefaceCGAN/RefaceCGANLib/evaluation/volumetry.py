@@ -20,7 +20,8 @@ import numpy as np
 
 from ..errors import CheckError, InputError
 from ..spatial.grid import bounding_box, largest, sample
-from ..volume.volume import Volume, atomic_path
+from ..volume.files import atomic_path
+from ..volume.volume import Volume
 from .meshnet import Network, conform, threads_of_torch
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial.grid import largest_part
-from ..volume.volume import atomic_path
+from ..volume.files import atomic_path
 
 FINEST_MM = 1.0  # finer voxels are resampled to this: a face needs no more, and time grows with the cube
 DENOISE = 0.85, 0.6  # the Gaussian that takes the speckle out of the air: mm, or voxels where that is more

@@ -193,6 +193,7 @@ def test_a_head_that_is_cut_close_to_the_brain_counts_as_defaced(refacer, head):
     assert anatomy.already_defaced
 
 
+@pytest.mark.slow  # a large scan
 def test_ears_that_a_defaced_head_still_has_are_not_painted_on(refacer, heads):
     volume = Volume.read(heads / "native" / "defaced_hanke.nii.gz")
     anatomy = refacer.prepare(volume).anatomy

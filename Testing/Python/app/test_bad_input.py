@@ -441,7 +441,8 @@ def test_ctrl_c_from_within_python(
         ("load", 0.4, signal.SIGINT),  # in the middle of `import torch`
         ("anatomy", 0.1, signal.SIGTERM),
         ("generate", 0.1, signal.SIGINT),
-        ("render", 0.3, signal.SIGINT),  # the head has been written to its hidden folder
+        # the head has been written to its hidden folder
+        pytest.param("render", 0.3, signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_ctrl_c_at_any_moment(
