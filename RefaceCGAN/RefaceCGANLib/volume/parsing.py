@@ -29,7 +29,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a reader makes of a file. stored: (I, J, K), as the file holds them.  affine: (4, 4), voxel index -> RAS+
+    """What a reader makes of a file. stored: (I, J, K), its own numbers.  affine: (4, 4), voxel index -> RAS+
     mm.  slope, intercept: real value = stored * slope + intercept.  header: None where nothing of it is kept.
     warnings: sentences for the report."""
 
