@@ -18,7 +18,7 @@ from ..refacer import Refacer
 from ..spatial.grid import positions, sample
 from ..volume.files import atomic_path
 from ..volume.volume import Volume
-from .tools import on_grid_of
+from .tool_base import on_grid_of
 
 if TYPE_CHECKING:
     from ..anatomy.location import Anatomy

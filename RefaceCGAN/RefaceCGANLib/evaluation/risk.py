@@ -21,7 +21,7 @@ from ..rendering.skin_surface import skin_threshold
 from ..volume.volume import Volume
 from .exclusion import Reference, changed
 from .skin_shape import place_of, skin_distances, skin_left_percent
-from .tools import on_grid_of
+from .tool_base import on_grid_of
 
 if TYPE_CHECKING:
     from .measure import Cohort

@@ -44,13 +44,14 @@ from .tools import ENGINE, Tool, loaded
 if TYPE_CHECKING:
     from .exclusion import Reference
     from .meshnet import Network
-    from .volumetry import Backend, Segmentation
+    from .segmentation import Segmentation
+    from .volumetry import Backend
 
 log = logging.getLogger(__name__)
 
 RUN, LOOK, SEGMENT = 5.0, 3.0, 40.0
 """About how many seconds a stage takes: what the progress counts."""
-VOLUMETRY = "volumetry", "volumetry_external", "meshnet"
+VOLUMETRY = "segmentation", "volumetry", "volumetry_external", "meshnet"
 OUTPUT, LABELS, PICTURES, NUMBERS = "output.nii.gz", "labels.nii.gz", "pictures.npz", "numbers.json"
 SKIN, PLACE, SLICES = "skin.npy", "place.npy", "slices.npz"
 TISSUE, SHAPE = 6.0, 2.0
@@ -445,7 +446,7 @@ class Scan:
 
     def brain_masks(self) -> dict[str, np.ndarray]:
         """Name -> bool (I, J, K) on the original's grid."""
-        from .tools import on_grid_of
+        from .tool_base import on_grid_of
 
         masks: dict[str, np.ndarray] = {}
         given = self.study.masks.get(self.name)
@@ -507,7 +508,7 @@ class Scan:
         write_numbers(found.volumes(), folder / NUMBERS)
 
     def _segmentation(self, backend: str, tool: Tool | None) -> Segmentation:
-        from .volumetry import Segmentation
+        from .segmentation import Segmentation
 
         place = self.store.path(self.name, backend, self.segment_key(backend, tool))
         return Segmentation.read(place / LABELS)

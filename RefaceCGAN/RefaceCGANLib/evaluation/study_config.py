@@ -48,7 +48,8 @@ from ..configuration import read_toml
 from ..errors import InputError
 from ..volume.files import SUFFIXES
 from .measurements import ORIGINAL
-from .tools import Tool, scan_name, tool_of
+from .tool_base import Tool, scan_name
+from .tools import tool_of
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"} | {
     list: "a list", dict: "a table"

@@ -24,10 +24,10 @@ from RefaceCGANLib.evaluation import study_config as config
 from RefaceCGANLib.evaluation.exclusion import Reference, changed
 from RefaceCGANLib.evaluation.face_recognition import Look
 from RefaceCGANLib.evaluation.reidentification import VIEWS
+from RefaceCGANLib.evaluation.segmentation import Segmentation
 from RefaceCGANLib.evaluation.skin_shape import CENTRE
 from RefaceCGANLib.evaluation.store import Store
 from RefaceCGANLib.evaluation.study import evaluate, markdown
-from RefaceCGANLib.evaluation.volumetry import Segmentation
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (16, 16, 16)
