@@ -122,9 +122,8 @@ class Result:
 
 def checked_deface(prepared: Prepared) -> tuple[Volume, list[Check]]:
     """The scan with its face region emptied, and its checks. Raises CheckError where one fails."""
-    defaced, anatomy = prepared.defaced.scan, prepared.anatomy
-    checks = check_defaced(prepared.original, defaced, anatomy, prepared.defaced.air, prepared.expected_ml)
-    return defaced, checks
+    defaced = prepared.defaced.scan
+    return defaced, check_defaced(prepared.original, defaced, prepared.anatomy, prepared.defaced.air)
 
 
 class Refacer:

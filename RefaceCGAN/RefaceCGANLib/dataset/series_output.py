@@ -95,16 +95,15 @@ def _refaced(session: _Session, before: Volume, anatomy: Anatomy) -> tuple[Volum
 
 
 def _defaced(session: _Session, one: Series, before: Volume, anatomy: Anatomy) -> tuple[Volume, list[Check]]:
-    from ..anatomy.location import air_level
     from ..checks import check_defaced
     from ..defacing import empty_face
 
-    after, _ = empty_face(before, anatomy)
+    after, air = empty_face(before, anatomy)
     if one.phase and not anatomy.already_defaced:
         stored = before.stored.copy()
         anatomy.view.to_asl(stored)[anatomy.face_region] = before.to_stored(np.zeros(1))[0]
         after = before.with_stored(stored)
-    return after, check_defaced(before, after, anatomy, air_level(before.array))
+    return after, check_defaced(before, after, anatomy, air)
 
 
 def _timeseries(

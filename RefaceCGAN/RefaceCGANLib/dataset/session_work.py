@@ -23,7 +23,6 @@ import numpy as np
 
 from .. import __version__
 from ..anatomy.location import EMPTIED, IN_VIEW, Anatomy, air_level
-from ..app.service import explain
 from ..errors import CheckError, RefaceError
 from ..spatial.grid import mapped, resample_axes
 from ..volume.volume import Volume
@@ -250,6 +249,8 @@ class _Session:
                 raise
             reason = self._sentence(error)
         except Exception as error:  # one broken scan never stops the rest
+            from ..app.service import explain
+
             failure = explain(error)
             if failure.kind == "crash":
                 log.exception("%s", one.path)
