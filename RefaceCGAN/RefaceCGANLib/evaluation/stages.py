@@ -39,7 +39,8 @@ from .reidentification import SIZE, VIEWS, FaceModels, Look, portraits, rescan
 from .skin_shape import place_in_template, skin_distances, skin_left_percent
 from .store import Store, code, stamp
 from .study_config import Study
-from .tools import ENGINE, Tool, loaded
+from .tool_base import Tool
+from .tools import ENGINE, loaded
 
 if TYPE_CHECKING:
     from .exclusion import Reference
@@ -483,7 +484,7 @@ class Scan:
 
     def segment(self, backend: str, tool: Tool | None) -> None:
         """Volumes and, of an output, Dice against the original's segmentation."""
-        from .volumetry import dice
+        from .segmentation import dice
 
         name = tool.name if tool else ORIGINAL
         key = self.segment_key(backend, tool)

@@ -52,8 +52,8 @@ def read(path: Path) -> Contents:
         data = take(file, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         notes = check_end(file, path)
     scale = (1.0, 0.0) if slope is None else (float(slope), float(intercept))
-    header = Header("NIfTI", dtype, before)
-    return Contents(voxels(data, dtype, shape), checked_affine(affine, path), *scale, header, notes)
+    kept = Header("NIfTI", dtype, before)
+    return Contents(voxels(data, dtype, shape), checked_affine(affine, path), *scale, kept, notes)
 
 
 def new_header(stored: np.ndarray, affine: np.ndarray, slope: float, intercept: float) -> Header:

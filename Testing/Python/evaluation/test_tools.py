@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from RefaceCGANLib import Refacer, Result, Volume
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.evaluation.tools import WITHOUT, loaded, on_grid_of, tool_of
+from RefaceCGANLib.evaluation.tool_base import on_grid_of
+from RefaceCGANLib.evaluation.tools import WITHOUT, loaded, tool_of
 
 PYTHON = sys.executable
 AFFINE = np.array([[0, 0, 2.0, -20], [2.0, 0, 0, -30], [0, -2.0, 0, 25], [0, 0, 0, 1]])

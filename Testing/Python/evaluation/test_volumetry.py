@@ -17,13 +17,12 @@ from RefaceCGANLib import Volume
 from RefaceCGANLib.errors import CheckError, InputError
 from RefaceCGANLib.evaluation import meshnet, volumetry
 from RefaceCGANLib.evaluation.meshnet import Network, conform
+from RefaceCGANLib.evaluation.segmentation import Segmentation, dice
 from RefaceCGANLib.evaluation.volumetry import (
     REGIONS,
     MeshNet,
-    Segmentation,
     TissueClasses,
     backend_of,
-    dice,
     read_volumes_csv,
 )
 from torch.nn import functional
