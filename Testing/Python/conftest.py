@@ -19,7 +19,7 @@ from RefaceCGANLib.app import command_line as cli
 from RefaceCGANLib.face_model.template import Template
 from RefaceCGANLib.models.model import Model
 from RefaceCGANLib.spatial.grid import axes_matrix, resample_axes
-from RefaceCGANLib.training.build_template import WORKING_SPANS
+from RefaceCGANLib.training.template_space import WORKING_SPANS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEADS = Path(os.environ.get("REFACECGAN_HEADS", REPOSITORY.parent / "shared" / "heads"))

@@ -48,8 +48,8 @@ def blocks(image: np.ndarray, index_to_template: np.ndarray) -> Iterable[np.ndar
     from scipy.ndimage import map_coordinates
 
     to_index, image = np.linalg.inv(index_to_template), image.astype(np.float32)
-    points = _points()
-    ear = _within(EAR, points)
+    points = box_points()
+    ear = within(EAR, points)
     for side in (1, -1):
         at = mapped(points * (side, 1, 1), to_index)
         seen = np.all((at >= 0) & (at <= np.array(image.shape) - 1), axis=-1)
@@ -63,9 +63,9 @@ def average_ear(ears: list[np.ndarray], over: Callable[..., Iterable[Any]] = map
     `map`, or that of a pool of processes."""
     ears = ears[:: -(-len(ears) // MOST)]
     average = np.median(np.stack(ears).astype(np.float32), axis=0)
-    where = _within(EAR, _points())
+    where = within(EAR, box_points())
     for effort in DEFORMED:
-        found = list(over(partial(_onto, average, where, effort), ears))
+        found = list(over(partial(onto, average, where, effort), ears))
         alike = [np.corrcoef(np.clip(image[where], 0, BRIGHT), average[where])[0, 1] for image, _ in found]
         best = np.flatnonzero(alike >= np.quantile(alike, 1 - BEST))
         median = np.median(np.stack([found[i][0] for i in best]), axis=0)
@@ -81,10 +81,10 @@ def with_ears(template: Template, ear: np.ndarray) -> Template:
     points[..., 0] = np.abs(points[..., 0])
     mean = template.mean.astype(np.float32)
     there = trilinear(ear[None], (points * (-1, 1, 1) - LOW).reshape(-1, 3)).reshape(mean.shape)
-    around = _within(STILL, points) & (mean > 0) & (there > TISSUE)
+    around = within(STILL, points) & (mean > 0) & (there > TISSUE)
     there = np.clip(there * np.median((mean[around] + 1) / there[around]) - 1, -1, 1)
-    replaced = gaussian_filter(_within(REPLACED, points).astype(np.float32), FADE)
-    still = gaussian_filter(_within(STILL, points).astype(np.float32), STILL_FADE)
+    replaced = gaussian_filter(within(REPLACED, points).astype(np.float32), FADE)
+    still = gaussian_filter(within(STILL, points).astype(np.float32), STILL_FADE)
     mean += replaced * (there - mean)
     return replace(
         template,
@@ -93,12 +93,12 @@ def with_ears(template: Template, ear: np.ndarray) -> Template:
     )
 
 
-def _points() -> np.ndarray:
+def box_points() -> np.ndarray:
     """The voxels of a block: (X, Y, Z, 3) template RAS mm."""
     return positions(SHAPE, shift(*LOW))
 
 
-def _within(box: tuple[tuple[float, float], ...], points: np.ndarray) -> np.ndarray:
+def within(box: tuple[tuple[float, float], ...], points: np.ndarray) -> np.ndarray:
     """Which points (..., 3) lie in a box."""
     low, high = np.transpose(box)
     return np.asarray(((points > low) & (points < high)).all(axis=-1))
@@ -119,7 +119,7 @@ def _array(image: sitk.Image) -> np.ndarray:
     return np.swapaxes(sitk.GetArrayFromImage(image), 0, 2)
 
 
-def _onto(
+def onto(
     average: np.ndarray, where: np.ndarray, effort: tuple[int, float] | None, ear: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """An ear (X, Y, Z) in the place and, with an effort (`DEFORMED`), the shape of the average; and the field
