@@ -28,7 +28,7 @@ from .face_recognition import Look
 FOLDS = 10
 """Of cross-validation, by person."""
 LEAST_PEOPLE = 12
-"""From fewer nothing is learned, and of fewer judged people nothing can be said."""
+"""The fewest people to learn from, and to judge on."""
 RESAMPLES = 1000
 """Of people, with replacement, for an interval of 95 %."""
 PENALTIES = np.logspace(-2, 6, 17)

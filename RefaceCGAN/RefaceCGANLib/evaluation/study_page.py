@@ -277,7 +277,7 @@ GLANCED = (
     "Brain changed: in masks that none of the tools has made. In brackets: 95 % intervals, bootstrap over people."
 )
 FEW = 12
-"""People of whom nothing can be concluded."""
+"""With fewer people than this the page says that no conclusion is possible."""
 
 
 def _attacked(row: Mapping[Any, Any]) -> bool:

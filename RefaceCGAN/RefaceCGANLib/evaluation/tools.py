@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..refacer import Refacer, Result
 
 MEAN_SHAPE = 1e-6
-"""The spread of shapes that is as good as none; no face differs from the average."""
+"""Spread of shapes in place of none: practically the mean shape."""
 BLUR_MM = 4.0
 """Standard deviation of the blur, mm: wide enough to remove the shape of eyes, nose and mouth."""
 ENGINE = (
@@ -46,7 +46,7 @@ ENGINE = (
     *("generation/painting", "generation/sliding_window", "generation/tissue_bank", "intensity", "models/model"),
     *("refacer", "rendering/skin_surface", "spatial/grid", "volume"),
 )
-"""The modules that make what our tools make: one of them changed, and it is made again."""
+"""The modules that decide the output of our tools: when one of them changes, it is made again."""
 
 
 def tool_of(config: dict[str, Any], base: Path = Path()) -> Tool:

@@ -32,7 +32,7 @@ REGIONS = (
 """The paper's regions (section 2.3.4), left and right together."""
 COLUMNS = ("scan", "tool", "region", "ml")
 HEAD = 51
-"""A fifth of the conformed range: the networks see the box of all that is brighter, as in brainchop, ..."""
+"""A fifth of the conformed range: the networks see the box of all that is brighter, as in brainchop."""
 MARGIN = 8
 """Margin around that box, voxels."""
 QUANTILES = (0.02, 0.98)

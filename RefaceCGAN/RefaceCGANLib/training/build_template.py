@@ -72,11 +72,11 @@ DEMONS_FINE = (12, 2.2)
 LOCAL_MEAN_MM = 18.0
 """Demons compare intensities divided by their local mean over this distance."""
 
-OUTLIER = 6.0
+FAILED_DEVIATIONS = 6.0
 """Robust standard deviations (1.48 median absolute deviations) beyond which a registration has failed."""
-OUTLIER_HEADS = 10
-"""Fewer heads say too little about what is usual."""
-SCALES = (0.7, 1.4)
+LEAST_HEADS = 10
+"""With fewer heads no registration is taken for failed."""
+HEAD_SIZES = (0.7, 1.4)
 """Plausible size of a head, along any axis, against the template."""
 NECK_MM = (-125.0, -140.0)
 """Reference z: tissue below the first counts for a fifth in the affine fit, below the second not at all."""
@@ -93,7 +93,7 @@ HEAD_LEVEL = 0.28
 SEAM_MM, DEEP_MM = 24.0, 10.0
 """Over this distance from kept skin, and from kept tissue below, the weight of a random shape rises to 1."""
 FACE_CENTRE = (0.0, 55.0, -55.0)
-"""Template mm: the bridge of the nose, about which faces turn and grow on their skulls."""
+"""Template mm: the root of the nose, about which faces turn and grow on their skulls."""
 TURNS = (5.6, 2.1, 2.1)
 """Degrees, one standard deviation: up or down, about the line of sight, to the side."""
 GROWTHS = (0.07, 0.084, 0.07)
@@ -431,12 +431,12 @@ def _unbiased_average(heads: list[HeadFiles], demons: Path) -> np.ndarray:
 
 
 def outliers(values: np.ndarray) -> np.ndarray:
-    """bool: which values are larger than usual by `OUTLIER` robust standard deviations."""
-    if len(values) < OUTLIER_HEADS:
+    """bool: which values are larger than usual by `FAILED_DEVIATIONS` robust standard deviations."""
+    if len(values) < LEAST_HEADS:
         return np.zeros(len(values), dtype=bool)
     middle = np.median(values)
     deviation = 1.4826 * np.median(np.abs(values - middle))
-    result: np.ndarray = values > middle + OUTLIER * deviation
+    result: np.ndarray = values > middle + FAILED_DEVIATIONS * deviation
     return result
 
 
@@ -453,7 +453,7 @@ def _well_registered(heads: list[HeadFiles], affines: Path) -> list[HeadFiles]:
     kept = []
     for head, affine, bad in zip(heads, found, unusual, strict=True):
         sizes = _sizes(affine["matrix"])
-        if bad or sizes.min() < SCALES[0] or sizes.max() > SCALES[1]:
+        if bad or sizes.min() < HEAD_SIZES[0] or sizes.max() > HEAD_SIZES[1]:
             log.warning(
                 "%s is left out: its affine registration failed (metric %.3f, size %.2f to %.2f)",
                 head.name, affine["metric"], sizes.min(), sizes.max(),

@@ -682,7 +682,7 @@ class TestTemplate:
         monkeypatch.setattr(building, "AFFINE_SMOOTH_MM", (3.0, 1.5))
         monkeypatch.setattr(building, "DEMONS_COARSE", (10, 1.8))
         monkeypatch.setattr(building, "DEMONS_FINE", (1, 2.2))
-        monkeypatch.setattr(building_ears, "MOST", 2)
+        monkeypatch.setattr(building_ears, "MOST_EARS", 2)
         monkeypatch.setattr(building_ears, "DEFORMED", ((5, 3.0),))
         wanted = [("ixi014", "train"), ("ixi034", "train"), ("ixi013", "train-clipped")]
         files = [
