@@ -497,10 +497,8 @@ def test_when_it_is_interrupted_no_process_is_left() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         pool.run(errand, ["long", "long"], 2, interrupt, lambda *_: None)
-    assert time.monotonic() - began < 50
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     if children.exists():
         commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in children.read_text().split()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -436,10 +435,8 @@ def test_a_missing_program_is_named_with_how_to_get_it(fakes: Fakes, name: str) 
 def test_a_program_that_fails_is_named(fakes: Fakes, scan: Volume, body: str, said: str) -> None:
     fakes.put("mri_synthseg", "--i", body)
     limit = 3.0 if "sleep" in body else 100.0
-    began = time.monotonic()
     with pytest.raises(InputError, match=said):
         backend_of({"name": "mri_synthseg", "time_limit": limit}).segment(scan)
-    assert time.monotonic() - began < 50
 
 
 # --- configuration and CSV --------------------------------------------------------------------------------
