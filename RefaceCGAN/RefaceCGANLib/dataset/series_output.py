@@ -207,9 +207,9 @@ def _sidecar(session: _Session, one: Series, what: str) -> tuple[str, ...]:
 
 def sidecar_name(path: str) -> str:
     """sub-1_T1w.nii.gz -> sub-1_T1w.json."""
-    from .session_work import suffix_of
+    from ..volume.files import suffix_of
 
-    return path[: -len(suffix_of(path))] + ".json"
+    return path[: -len(suffix_of(Path(path)))] + ".json"
 
 
 def marked(content: dict[str, Any], what: str) -> dict[str, Any]:
