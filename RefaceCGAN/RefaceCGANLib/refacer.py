@@ -9,16 +9,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
-import secrets
-import time
-import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import __version__
 from .anatomy.location import SPACING, Anatomy, air_level, bfloat16, locate
-from .checks import Check, check, enforce
+from .checks import Check, check, check_defaced, enforce
 from .composition import Background, compose
 from .defacing import Defaced
 from .errors import CheckError, InputError
@@ -37,6 +30,9 @@ from .face_model.template import CLEFT, Meeting, Template, Values, trilinear
 from .generation.painting import bounded, drawn_tissue, read
 from .intensity import RING_MM, IntensityScale
 from .models.model import DEFAULT, Model
+from .progress import Progress, Timer
+from .report import scan_report
+from .seeds import chosen_seed
 from .spatial.grid import AslView, axes_matrix, dilate, mapped, resample_axes, sample, solid
 from .volume.volume import Volume
 
@@ -46,15 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SEEDS = 2**63
-"""Seeds lie below this, and those drawn by chance below RANDOM_SEEDS, so that they are easily typed again."""
-RANDOM_SEEDS = 10**6
-
 AT_ONCE = 2
 """Candidates that are in work at a time."""
-
-Progress = Callable[[str, float], None]
-"""Called with the stage and how much of the whole is done (0..1); may raise Cancelled."""
 
 
 @dataclass(frozen=True)
@@ -131,25 +120,10 @@ class Result:
         return self.prepared.defaced.scan
 
 
-def seed_of(identity: str, key: bytes = b"") -> int:
-    """The seed of a person, 0 to below 2**63: HMAC-SHA-256 of the identity (a text, Unicode NFC) under a key. Who
-    does not know a secret key cannot tell which identity a seed belongs to.
-
-    Raises InputError for an empty identity."""
-    if not identity.strip():
-        raise InputError("The identity is empty; give a text that stands for the person.")
-    text = unicodedata.normalize("NFC", identity).encode()
-    return int.from_bytes(hmac.digest(key, text, hashlib.sha256)[:8], "big") % SEEDS
-
-
 def checked_deface(prepared: Prepared) -> tuple[Volume, list[Check]]:
     """The scan with its face region emptied, and its checks. Raises CheckError where one fails."""
-    defaced, anatomy = prepared.defaced.scan, prepared.anatomy
-    air, region = prepared.defaced.air, anatomy.face_region
-    checks = check(prepared.original, defaced, anatomy, air, region, prepared.expected_ml)
-    checks = [entry for entry in checks if entry.name != "face_tissue_ratio"]  # there is to be no face
-    enforce(checks)
-    return defaced, checks
+    defaced = prepared.defaced.scan
+    return defaced, check_defaced(prepared.original, defaced, prepared.anatomy, prepared.defaced.air)
 
 
 class Refacer:
@@ -191,14 +165,14 @@ class Refacer:
         found; what it holds is not looked at.
         Raises CheckError (no head, no brain, no face in view), and InputError, also for a face region of another
         shape, without a voxel, or with voxels of the brain."""
-        timer = _Timer(progress)
-        with timer("anatomy", 0.05, 0.5):
+        timer = Timer(progress)
+        with timer("anatomy"):
             view, known = AslView.of(volume), anatomy is not None
             if anatomy is None:
                 anatomy = self._located(volume, view, defaced, face_region)
             elif anatomy.face_region.shape != view.to_asl(volume.stored).shape:
                 raise InputError("The anatomy is that of another scan: its masks have other voxels.")
-        with timer("deface", 0.5, 0.65):
+        with timer("deface"):
             emptied = Defaced.of(volume, anatomy, self.model.anatomy, self.model.template, aligned=known)
         return self._prepared(volume, anatomy, emptied, timer)
 
@@ -230,12 +204,12 @@ class Refacer:
         model = self.model
         return locate(values, view, model.anatomy, model.brain_check, model.template, defaced)
 
-    def _prepared(self, volume: Volume, anatomy: Anatomy, emptied: Defaced, timer: _Timer) -> Prepared:
+    def _prepared(self, volume: Volume, anatomy: Anatomy, emptied: Defaced, timer: Timer) -> Prepared:
         """What follows from a defaced scan."""
         import torch
 
         template = self.model.template
-        with timer("normalise", 0.65, 0.7):
+        with timer("normalise"):
             spacing = emptied.view.spacing
             small = resample_axes(emptied.values, spacing, SPACING)
             region_share = resample_axes(emptied.face_region, spacing, SPACING)
@@ -281,7 +255,7 @@ class Refacer:
         anatomy = replace(found, face_region=region, warnings=tuple(warnings))
 
         emptied = Defaced.of(original, anatomy, self.model.anatomy, self.model.template, aligned=True)
-        return replace(self._prepared(original, anatomy, emptied, _Timer(None)), seconds=prepared.seconds)
+        return replace(self._prepared(original, anatomy, emptied, Timer(None)), seconds=prepared.seconds)
 
     def _expected_ml(self, anatomy: Anatomy) -> float:
         """How much of the face region is tissue in the average head, told from every eighth voxel."""
@@ -349,7 +323,7 @@ class Refacer:
         of the noise in the bottleneck, the card's by default. face_region: as for `prepare`. force: return a
         result that failed a check (the report says so) instead of raising.
         Raises CheckError and InputError."""
-        seed = _seed(seed, identity, key)
+        seed = chosen_seed(seed, identity, key)
         if isinstance(scan, Volume):
             prepared = self.prepare(scan, defaced, progress, face_region=face_region)
             seconds = dict(prepared.seconds)
@@ -360,10 +334,10 @@ class Refacer:
         probability = float(self.model.card["dropout"]) if dropout is None else dropout
         if not 0 <= probability < 1:
             raise InputError(f"Dropout is a probability from 0 to below 1, not {probability:g}.")
-        timer = _Timer(progress)
-        with timer("generate", 0.7, 0.85):
+        timer = Timer(progress)
+        with timer("generate"):
             face = self.draw(prepared, seed, probability)
-        with timer("compose", 0.85, 0.95):
+        with timer("compose"):
             composed = compose(
                 face, prepared.defaced, prepared.scale, prepared.background, np.random.default_rng([seed, 1])
             )
@@ -373,35 +347,13 @@ class Refacer:
             if original.has_nan:  # so that air has one value all around the head
                 anatomy.view.to_asl(stored)[composed.air_mask] = np.nan
             refaced = original.with_stored(stored)
-        with timer("check", 0.95, 1.0):
+        with timer("check"):
             air = prepared.defaced.air
             checks = check(original, refaced, anatomy, air, composed.air_mask, prepared.expected_ml)
             if not force:
                 enforce(checks)
         seconds |= timer.seconds
-        region = anatomy.face_region
-        report = {
-            "program": "RefaceCGAN",
-            "version": __version__,
-            "model": self.model.id,
-            "model_sha256": self.model.generator_sha256,
-            "seed": seed,
-            "dropout": probability,
-            "device": str(self.device),
-            "threads": _threads(),
-            "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-            "shape": list(original.shape),
-            "voxel_size_mm": [round(mm, 4) for mm in original.spacing],
-            "already_defaced": anatomy.already_defaced,
-            "brain_voxels_changed": int(_value(checks, "brain_voxels_changed")),
-            "voxels_changed": int(np.count_nonzero(stored != original.stored)),
-            "face_region_ml": round(float(np.count_nonzero(region)) * float(np.prod(original.spacing)) / 1000, 1),
-            "brain_agreement_dice": round(anatomy.agreement, 3),
-            "template_misfit_mm": round(anatomy.misfit_mm, 2),
-            "checks": [entry.report() for entry in checks],
-            "forced": force and not all(entry.passed for entry in checks),
-            "warnings": [*original.warnings, *anatomy.warnings, *self.warnings],
-        }
+        report = scan_report(self, prepared, refaced, checks, seconds, seed, probability, force)
         return Result(refaced, seed, checks, report, prepared, composed.air_mask)
 
     def candidates(self, scan: Volume | Result, seeds: list[int], **options: Any) -> Iterator[Result]:
@@ -512,27 +464,6 @@ def _first(voxel: list[int]) -> np.ndarray:
     return shift(*voxel)
 
 
-def _seed(seed: int | None, identity: str | None, key: bytes | None) -> int:
-    """The seed to draw with: the given one, a person's, or a random one."""
-    if identity is not None:
-        if seed is not None:
-            raise InputError("Give a seed or an identity, not both.")
-        return seed_of(identity, key or b"")
-    if key is not None:
-        raise InputError("A key is of no use without an identity; give both.")
-    return secrets.randbelow(RANDOM_SEEDS) if seed is None else seed
-
-
-def _value(checks: list[Check], name: str) -> float:
-    return next((entry.value for entry in checks if entry.name == name), float("nan"))
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
 def _device(name: str) -> torch.device:
     import torch
 
@@ -544,22 +475,3 @@ def _device(name: str) -> torch.device:
     if not there[name.split(":")[0]]:
         raise InputError(f"There is no {name} device here; use --device cpu or --device auto.")
     return torch.device(name)
-
-
-class _Timer:
-    """Times the stages and tells the listener where the work stands."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress, self.seconds = progress, {}
-
-    seconds: dict[str, float]
-
-    @contextmanager
-    def __call__(self, stage: str, start: float, end: float) -> Iterator[None]:
-        if self.progress:
-            self.progress(stage, start)
-        began = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - began
-        if self.progress:
-            self.progress(stage, end)

@@ -1,4 +1,4 @@
-"""Discovery: what lies in a data set, told from names and the first bytes alone. No voxel is read here.
+"""Discovery: what a data set holds, from names and first bytes alone. No voxel is read here.
 
 What cannot show a face is copied; what is an image becomes a series of a session; whatever is neither known nor
 harmless is withheld, with one reason.
@@ -99,7 +99,7 @@ class Series:
 
     @property
     def acquisition(self) -> tuple[str, ...]:
-        """The same for images of one acquisition, between which nobody moved (echoes, inversions, phase)."""
+        """The same for images of one acquisition (echoes, inversions, phase): the head did not move between."""
         family = self.suffix
         for name, members in (("field map", FIELD_MAP), ("MP2RAGE", MP2RAGE)):
             family = name if self.suffix in members else family

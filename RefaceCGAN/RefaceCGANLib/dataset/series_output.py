@@ -95,15 +95,15 @@ def _refaced(session: _Session, before: Volume, anatomy: Anatomy) -> tuple[Volum
 
 
 def _defaced(session: _Session, one: Series, before: Volume, anatomy: Anatomy) -> tuple[Volume, list[Check]]:
+    from ..checks import check_defaced
     from ..defacing import empty_face
-    from .session_work import checked
 
-    after, _ = empty_face(before, anatomy)
+    after, air = empty_face(before, anatomy)
     if one.phase and not anatomy.already_defaced:
         stored = before.stored.copy()
         anatomy.view.to_asl(stored)[anatomy.face_region] = before.to_stored(np.zeros(1))[0]
         after = before.with_stored(stored)
-    return after, checked(before, after, anatomy)
+    return after, check_defaced(before, after, anatomy, air)
 
 
 def _timeseries(
@@ -207,9 +207,9 @@ def _sidecar(session: _Session, one: Series, what: str) -> tuple[str, ...]:
 
 def sidecar_name(path: str) -> str:
     """sub-1_T1w.nii.gz -> sub-1_T1w.json."""
-    from .session_work import suffix_of
+    from ..volume.files import suffix_of
 
-    return path[: -len(suffix_of(path))] + ".json"
+    return path[: -len(suffix_of(Path(path)))] + ".json"
 
 
 def marked(content: dict[str, Any], what: str) -> dict[str, Any]:

@@ -23,7 +23,6 @@ import numpy as np
 
 from .. import __version__
 from ..anatomy.location import EMPTIED, IN_VIEW, Anatomy, air_level
-from ..checks import Check, check, enforce
 from ..errors import CheckError, RefaceError
 from ..spatial.grid import mapped, resample_axes
 from ..volume.volume import Volume
@@ -43,7 +42,7 @@ RANKS = ("T1w", "UNIT1", "MP2RAGE", "T2w", "FLAIR", "PDw", "")
 """Which contrast makes the better reference; what is not here comes last. A contrast agent ranks after the same
 without; time series rank after all others."""
 FACE_POINTS = 4000
-"""Points of the average face of which it is told how much lies in a field of view."""
+"""Number of points of the average face that are looked up to see how much of it a field of view holds."""
 
 
 @dataclass(frozen=True)
@@ -249,11 +248,13 @@ class _Session:
             if _no_place(error):
                 raise
             reason = self._sentence(error)
-        except MemoryError:
-            reason = "Does not fit in memory; use fewer jobs."
         except Exception as error:  # one broken scan never stops the rest
-            log.exception("%s", one.path)
-            reason = f"Met a bug in RefaceCGAN ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
+            from ..app.service import explain
+
+            failure = explain(error)
+            if failure.kind == "crash":
+                log.exception("%s", one.path)
+            reason = failure.sentence
         return Outcome(Row(one.path, one.subject, one.session, "withhold", reason, warnings=row.warnings))
 
     def _sentence(self, error: BaseException) -> str:
@@ -562,11 +563,3 @@ def same_grid(grid: Grid, volume: Volume) -> bool:
 
 def _name(one: Series) -> str:
     return f"the session's {one.suffix}" if one.suffix else one.path
-
-
-def checked(before: Volume, after: Volume, anatomy: Anatomy, expected_ml: float = 0.0) -> list[Check]:
-    """The checks of a defaced scan. Raises CheckError with the first that failed."""
-    results = check(before, after, anatomy, air_level(before.array), anatomy.face_region, expected_ml)
-    results = [entry for entry in results if entry.name != "face_tissue_ratio"]  # there is to be no face
-    enforce(results)
-    return results

@@ -9,10 +9,9 @@ import os
 import secrets
 from pathlib import Path
 
-from ..app.command_line import KEY_BYTES
 from ..errors import InputError
-from ..refacer import seed_of
 from ..report import write_json
+from ..seeds import read_key, seed_of
 from .discovery import Found
 from .records import FOLDER
 from .session_work import Job, Options
@@ -63,7 +62,7 @@ def key_of(path: Path, output: Path, make: bool) -> bytes:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{check} is damaged; put it back or choose another output.") from error
     if path.is_file():
-        key = _read(path)
+        key = read_key(path, "put the right key file there")
     elif used:
         raise InputError(
             f"The key file {path} of this output is not there; put it back, as with a new one everybody would get "
@@ -81,17 +80,6 @@ def key_of(path: Path, output: Path, make: bool) -> bytes:
         )
     if make and not used:
         write_json({"key": mark}, check)
-    return key
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            key = file.read(KEY_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); put the right key file there.") from error
-    if not 0 < len(key) <= KEY_BYTES:
-        raise InputError(f"{path} is empty or no key; put the right key file there.")
     return key
 
 

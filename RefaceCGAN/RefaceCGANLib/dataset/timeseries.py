@@ -18,7 +18,7 @@ MGH_HEADER = 284
 B0 = 50.0
 """s/mm2: a diffusion volume with no higher b-value counts as unweighted."""
 AVERAGED = 5
-"""So many volumes from the start, averaged, stand for a series that has no b-values."""
+"""The mean of this many first volumes stands for a series that has no b-values."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ EAR_BLEND = 2.0
 """Template voxels over which the average's ears go over into the donors' cheeks."""
 INVERSE_ITERATIONS = 12
 FREE = 0.3
-"""Weight of a random shape from which on a skin point tells how well a donor was laid onto the average."""
+"""Skin points with at least this weight of a random shape measure how well a donor was laid onto the average."""
 EVEN_MM = 8.0
 """Gaussian sigma over which a donor gets the brightness of the average of all donors."""
 SKIN_MM, SKIN_LEAST = (1.0, 4.0), 0.9

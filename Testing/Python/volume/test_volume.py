@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.volume.volume import SUFFIXES, Volume, atomic_path, check_output
+from RefaceCGANLib.volume.files import SUFFIXES, atomic_path, check_output
+from RefaceCGANLib.volume.volume import Volume
 
 SHAPE = (16, 17, 18)
 OBLIQUE = np.array([[-0.9, 0.1, 0.2, 80.0], [0.1, 0.8, -0.3, -90.0], [0.1, 0.3, 1.2, -60.0], [0, 0, 0, 1]])

@@ -17,7 +17,7 @@ from RefaceCGANLib.face_model.template import (
     reader,
 )
 from RefaceCGANLib.spatial.grid import solid
-from RefaceCGANLib.training.build_template import _placements
+from RefaceCGANLib.training.build_template import placements
 from scipy.spatial import cKDTree
 
 
@@ -129,8 +129,8 @@ def test_skin_of_the_rim_is_not_mistaken_for_bone(average: np.ndarray, meeting: 
     assert np.isfinite(found[front]).mean() > 0.9
 
 
-def test_placements_turn_the_chin_and_the_brow_to_opposite_sides() -> None:
-    up, *_ = _placements((32, 34, 24))
+def testplacements_turn_the_chin_and_the_brow_to_opposite_sides() -> None:
+    up, *_ = placements((32, 34, 24))
     assert up.shape == (3, 32, 34, 24)
     forward = up[1, 20, :, 12]  # along S
     assert forward[0] * forward[-1] < 0

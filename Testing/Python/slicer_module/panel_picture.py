@@ -1,4 +1,6 @@
-"""Draws the picture of the panel for the README: python Testing/Python/panel_picture.py OUT.png [FACE_MODELS]
+"""Draws the picture of the panel for the README:
+
+    python Testing/Python/slicer_module/panel_picture.py OUT.png [FACE_MODELS]
 
 The module's real panel beside its real views, on the stand-ins of the tests, on the sample head with faces of
 the real engine, in a window of 1366 x 768 pixels; OUT-dark.png is the same in a dark theme. FACE_MODELS: a
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(REPOSITORY / "RefaceCGAN"), str(Path(__file__).parent)]
 os.environ.setdefault("REFACECGAN_PYTHON", sys.executable)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
+from orientations import ORIENTATIONS, reoriented
 from RefaceCGANLib.spatial.grid import (
     AslView,
     axes_matrix,
@@ -22,24 +20,6 @@ from RefaceCGANLib.spatial.grid import (
 )
 from RefaceCGANLib.volume.volume import Volume
 from scipy import ndimage
-
-ORIENTATIONS = [
-    (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
-]
-
-
-def reoriented(volume: Volume, order: tuple[int, ...], signs: tuple[int, ...]) -> Volume:
-    """The same scan stored with its axes permuted and flipped: one of the 48 orientations."""
-    array = np.transpose(volume.stored, order)
-    matrix = np.zeros((4, 4))
-    matrix[3, 3] = 1
-    for axis, (old, sign) in enumerate(zip(order, signs, strict=True)):
-        matrix[old, axis] = sign
-        if sign < 0:
-            array = np.flip(array, axis)
-            matrix[old, 3] = volume.stored.shape[old] - 1
-    turned = Volume.from_array(np.ascontiguousarray(array), volume.affine @ matrix)
-    return replace(turned, slope=volume.slope, intercept=volume.intercept)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import pytest
 import RefaceCGANLib
 import SimpleITK as sitk
 from RefaceCGANLib import Refacer, Result, Volume
-from RefaceCGANLib.app import command_line as cli
+from RefaceCGANLib.app import service
 from scipy import ndimage
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -337,7 +337,7 @@ def test_a_full_disk(
         "mask": (gzip.GzipFile, "write"),
         "move": (os, "replace"),
     }
-    monkeypatch.setattr(cli, "_refacer", lambda *_: Canned(result))
+    monkeypatch.setattr(service, "load", lambda *_: Canned(result))
     monkeypatch.setattr(*places[what], full)
     line = refused("reface", head, *outputs)
     assert calls and ("no space is left" in line or "No space left" in line)
@@ -380,7 +380,7 @@ def test_out_of_memory_on_the_gpu_falls_back_to_the_processor(
 
     gpu = Prepared(refacer.model, torch.device("cpu:0"))  # passes for another device than cpu
     monkeypatch.setattr(type(generator), "forward", small)
-    monkeypatch.setattr(cli, "_refacer", lambda *_: gpu)
+    monkeypatch.setattr(service, "load", lambda *_: gpu)
     call = refacecgan("reface", head, tmp_path / "a.nii.gz", "--report", tmp_path / "a.json", "--seed", 7)
     assert call.status == 0 and len(devices) == 2
     [line] = call.err
@@ -401,7 +401,7 @@ def test_out_of_memory_on_the_processor(
     refused: Callable, result: Result, head: Path, outputs: list, monkeypatch: pytest.MonkeyPatch,
     failure: Exception,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(cli, "_refacer", lambda *_: Canned(result, failure))
+    monkeypatch.setattr(service, "load", lambda *_: Canned(result, failure))
     refused("reface", head, *outputs, words="The memory does not suffice")
 
 
@@ -419,7 +419,7 @@ def test_out_of_memory_everywhere(
             return super().reface(result, *options, **more)
 
     monkeypatch.setattr(type(refacer.model.generator), "forward", never)
-    monkeypatch.setattr(cli, "_refacer", lambda *_: Prepared(refacer.model, torch.device("cpu:0")))
+    monkeypatch.setattr(service, "load", lambda *_: Prepared(refacer.model, torch.device("cpu:0")))
     refused("reface", head, *outputs, words="memory did not suffice")
 
 
@@ -429,7 +429,7 @@ def test_out_of_memory_everywhere(
 def test_ctrl_c_from_within_python(
     refused: Callable, result: Result, head: Path, outputs: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_refacer", lambda *_: Canned(result, KeyboardInterrupt()))
+    monkeypatch.setattr(service, "load", lambda *_: Canned(result, KeyboardInterrupt()))
     refused("reface", head, *outputs, status=130, words="cancelled")
 
 
@@ -441,7 +441,8 @@ def test_ctrl_c_from_within_python(
         ("load", 0.4, signal.SIGINT),  # in the middle of `import torch`
         ("anatomy", 0.1, signal.SIGTERM),
         ("generate", 0.1, signal.SIGINT),
-        ("render", 0.3, signal.SIGINT),  # the head has been written to its hidden folder
+        # the head has been written to its hidden folder
+        pytest.param("render", 0.3, signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_ctrl_c_at_any_moment(
@@ -478,6 +479,6 @@ def test_the_input_is_never_touched(
     scan = tmp_path / "head.nii.gz"
     scan.write_bytes(head.read_bytes())
     before = (scan.read_bytes(), scan.stat().st_mtime_ns, scan.stat().st_ino)
-    monkeypatch.setattr(cli, "_refacer", lambda *_: Canned(dataclasses.replace(result)))
+    monkeypatch.setattr(service, "load", lambda *_: Canned(dataclasses.replace(result)))
     assert refacecgan("reface", scan, tmp_path / "refaced.nii.gz").status == 0
     assert (scan.read_bytes(), scan.stat().st_mtime_ns, scan.stat().st_ino) == before

@@ -19,6 +19,7 @@ from RefaceCGANLib.models.model import unpacked
 from RefaceCGANLib.training import build_template as building
 from RefaceCGANLib.training import ears as building_ears
 from RefaceCGANLib.training import native_examples as native
+from RefaceCGANLib.training import template_space as space
 from RefaceCGANLib.training import training_config as config
 from RefaceCGANLib.training.examples import Example, WorkingHead, condition_of, example
 from RefaceCGANLib.training.portraits import portraits, skin_loss
@@ -471,7 +472,7 @@ class TestConfig:
     @pytest.fixture()
     def data(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """A folder with a template and a working head, whose working grid is the whole template grid."""
-        monkeypatch.setattr(building, "WORKING_SPANS", tuple(slice(0, n) for n in SHAPE))
+        monkeypatch.setattr(space, "WORKING_SPANS", tuple(slice(0, n) for n in SHAPE))
         small_template().write(tmp_path / "template.npz")
         (tmp_path / "heads").mkdir()
         head = small_head()
@@ -617,30 +618,30 @@ class TestTemplate:
     def test_blocks_have_aligned_centres(self) -> None:
         """The mean over blocks of a linear ramp is the ramp at the centres that `_coarser` gives."""
         index = np.stack(np.meshgrid(*map(np.arange, (8, 12, 4)), indexing="ij"))
-        world = np.tensordot(building.GRID_AFFINE[:3, :3], index, 1)
-        world += building.GRID_AFFINE[:3, 3].reshape(3, 1, 1, 1)
-        coarse = building._coarser(building.GRID_AFFINE, 4)
+        world = np.tensordot(space.GRID_AFFINE[:3, :3], index, 1)
+        world += space.GRID_AFFINE[:3, 3].reshape(3, 1, 1, 1)
+        coarse = space.coarser(space.GRID_AFFINE, 4)
         small = np.stack(np.meshgrid(*map(np.arange, (2, 3, 1)), indexing="ij"))
         expected = np.tensordot(coarse[:3, :3], small, 1) + coarse[:3, 3].reshape(3, 1, 1, 1)
-        np.testing.assert_allclose(building._blocks(world, 4), expected)
+        np.testing.assert_allclose(space.block_means(world, 4), expected)
 
     @pytest.mark.parametrize("spacing", [2.0, 4.0])
     def test_the_averaging_box_has_one_geometry(self, spacing: float) -> None:
         """Points [S, P, L] in LPS, turned to (A, S, L), lie where the RAS affine of that array says."""
-        points = building._to_asl(building._reference_points(spacing) * [-1, -1, 1])
+        points = space.to_asl(space.reference_points(spacing) * [-1, -1, 1])
         index = np.stack(np.meshgrid(*map(np.arange, points.shape[:3]), indexing="ij"), -1)
-        affine = building._reference_affine(spacing)
+        affine = space.reference_affine(spacing)
         np.testing.assert_allclose(index @ affine[:3, :3].T + affine[:3, 3], points)
 
     def test_the_inverse_of_a_field_undoes_it(self) -> None:
         from RefaceCGANLib.face_model.template import warp
 
-        grid = building._coarser(building.GRID_AFFINE, 2)
+        grid = space.coarser(space.GRID_AFFINE, 2)
         shape = (24, 24, 16)
         index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"))
         waves = [np.sin(index[axis] / 4.0) for axis in range(3)]
         field = torch.from_numpy(2.0 * np.stack(waves).astype(np.float32))
-        inverse = building._inverse(field, grid)
+        inverse = space.inverse_field(field, grid)
         to_voxels = torch.from_numpy(np.linalg.inv(grid[:3, :3]).astype(np.float32))
         left = inverse + warp(field, torch.einsum("ij,jasl->iasl", to_voxels, inverse))
         assert left[:, 3:-3, 3:-3, 3:-3].abs().max() < 0.05
@@ -648,15 +649,15 @@ class TestTemplate:
     def test_an_affine_map_leaves_no_shape(self) -> None:
         matrix = np.eye(4)
         matrix[:3] += 0.05 * np.random.default_rng(0).standard_normal((3, 4))
-        field = 0.1 * building._reference_points(4.0) + 3.0
-        affine, rest = building._affine_part(field, matrix, np.ones(field.shape[:3]))
+        field = 0.1 * space.reference_points(4.0) + 3.0
+        affine, rest = space.affine_part(field, matrix, np.ones(field.shape[:3]))
         assert np.abs(rest).max() < 1e-6
         assert affine[:3, :3] == pytest.approx(1.1 * matrix[:3, :3])
 
     def test_a_failed_registration_is_an_outlier(self) -> None:
         usual = np.linspace(-0.64, -0.56, 40)
-        assert building._outliers(np.r_[usual, -0.41]).tolist() == [False] * 40 + [True]
-        assert not building._outliers(np.array([-0.6, -0.6, 0.0])).any()  # too few to tell
+        assert building.outliers(np.r_[usual, -0.41]).tolist() == [False] * 40 + [True]
+        assert not building.outliers(np.array([-0.6, -0.6, 0.0])).any()  # too few to tell
 
     def test_the_notes_tell_which_faces_are_spoilt(self, tmp_path: Path) -> None:
         assert building.face_of("clean") == "whole"
@@ -671,6 +672,7 @@ class TestTemplate:
             building.build_template([head, head], tmp_path / "r.nii.gz", tmp_path)
 
     @pytest.mark.heads
+    @pytest.mark.slow
     def test_a_template_from_three_heads(
         self, heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -680,7 +682,7 @@ class TestTemplate:
         monkeypatch.setattr(building, "AFFINE_SMOOTH_MM", (3.0, 1.5))
         monkeypatch.setattr(building, "DEMONS_COARSE", (10, 1.8))
         monkeypatch.setattr(building, "DEMONS_FINE", (1, 2.2))
-        monkeypatch.setattr(building_ears, "MOST", 2)
+        monkeypatch.setattr(building_ears, "MOST_EARS", 2)
         monkeypatch.setattr(building_ears, "DEFORMED", ((5, 3.0),))
         wanted = [("ixi014", "train"), ("ixi034", "train"), ("ixi013", "train-clipped")]
         files = [
@@ -696,7 +698,7 @@ class TestTemplate:
         ]
         reference = heads.parent / "templates" / "mni152_2mm_extended.nii.gz"
         template = building.build_template(files, reference, tmp_path, workers=1)
-        assert template.mean.shape == building.GRID_SHAPE
+        assert template.mean.shape == space.GRID_SHAPE
         face = (template.head & template.face_region).sum() * 0.008
         assert 200 < face < 1500  # ml
         assert (template.brain > 0.5)[template.face_region].mean() < 0.02
@@ -704,7 +706,7 @@ class TestTemplate:
         assert len(template.relief_points) > 3000
         assert template.relief_modes.shape == (3, len(template.relief_points))
         assert 0.3 < template.relief_modes.std() < 3  # mm
-        cropped = template.crop(building.WORKING_SPANS)
+        cropped = template.crop(space.WORKING_SPANS)
         for name, group in wanted:
             prepared = PreparedHead.read(tmp_path / "prepared" / group / f"{name}.npz")
             brain = np.argwhere(prepared.brain).mean(axis=0)

@@ -9,7 +9,7 @@ from RefaceCGANLib.spatial.grid import positions
 from RefaceCGANLib.training import ears
 from scipy import ndimage
 
-X, Y, Z = np.moveaxis(ears._points(), -1, 0)
+X, Y, Z = np.moveaxis(ears.box_points(), -1, 0)
 
 
 def ear(moved: float = 0.0, size: float = 1.0) -> np.ndarray:
@@ -49,10 +49,10 @@ class TestBlocks:
 
 def test_an_ear_is_moved_scaled_and_bent_onto_the_average() -> None:
     average, other = ear(), ear(moved=5.0, size=1.1)
-    where = ears._within(ears.EAR, ears._points())
+    where = ears.within(ears.EAR, ears.box_points())
     apart = np.abs(other - average)[where].mean()
-    placed, field = ears._onto(average, where, None, other)
-    bent, _ = ears._onto(average, where, (15, 2.2), other)
+    placed, field = ears.onto(average, where, None, other)
+    bent, _ = ears.onto(average, where, (15, 2.2), other)
     assert field[..., 1][where].mean() == pytest.approx(5, abs=1)
     assert np.abs(placed - average)[where].mean() < 0.4 * apart
     assert np.abs(bent - average)[where].mean() < np.abs(placed - average)[where].mean()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from RefaceCGANLib import Refacer, Volume
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.evaluation.face_recognition import DETECTED, EYES_NOSE_MOUTH, _Embedder, align
+from RefaceCGANLib.evaluation.face_recognition import DETECTED, EYES_NOSE_MOUTH, Embedder, align
 from RefaceCGANLib.evaluation.reidentification import (
     VIEWS,
     FaceModels,
@@ -217,11 +217,11 @@ def test_colours_and_scale_are_as_the_embedder_wants_them(
 ) -> None:
     points = np.array(EYES_NOSE_MOUTH) * 2 + 80
     half = {"path": networks[1], "mean": 0.5, "std": 0.5}
-    rgb, bgr = _Embedder(half, 1), _Embedder(half | {"colour": "bgr"}, 1)
+    rgb, bgr = Embedder(half, 1), Embedder(half | {"colour": "bgr"}, 1)
     np.testing.assert_allclose(bgr(picture[..., ::-1], points), rgb(picture, points), atol=1e-5)
     assert np.abs(bgr(picture, points) - rgb(picture, points)).max() > 0.01
-    usual = _Embedder({"path": networks[1]}, 1)(picture, points)
-    np.testing.assert_array_equal(usual, _Embedder(networks[1], 1)(picture, points))
+    usual = Embedder({"path": networks[1]}, 1)(picture, points)
+    np.testing.assert_array_equal(usual, Embedder(networks[1], 1)(picture, points))
     assert np.abs(usual - rgb(picture, points)).max() > 0.01
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY / "RefaceCGAN"))
 
 from RefaceCGANSlicer import engine, install
@@ -44,7 +44,7 @@ def slicer_pip(monkeypatch, lacking):
             return types.ModuleType("torch")
 
     packaging = types.ModuleType("slicer.packaging")
-    packaging.load_requirements = lambda path: Path(path).read_text().split("\n")[1:2]
+    packaging.load_requirements = lambda path: Path(path).read_text().split("\n")[1:-1]
     packaging.pip_ensure = pip_ensure
     extension = types.ModuleType("PyTorchUtils")
     extension.PyTorchUtilsLogic = Logic
@@ -111,7 +111,7 @@ def test_the_question_names_everything_with_its_size():
 def test_requirements_name_what_slicer_lacks_and_torch_is_not_among_them():
     lines = [line for line in install.REQUIREMENTS.read_text().splitlines() if not line.startswith("#")]
     named = {re.split("[>=<]", line)[0]: line for line in lines}
-    assert set(named) == {"nibabel"}
+    assert set(named) == {"nibabel", "scikit-image"}
     for name, line in named.items():
         assert line == f"{name}>={'.'.join(map(str, install.NEEDED[name][1]))}"
 
@@ -134,7 +134,7 @@ def test_torch_comes_by_its_extension_and_the_rest_by_slicers_pip(slicer_pip, la
         ("installTorch", {"torchVersionRequirement": ">=2.4"}),
         (
             "pip_ensure",
-            ["nibabel>=5.2"],
+            ["nibabel>=5.2", "scikit-image>=0.25"],
             {"prompt_install": False, "requester": "RefaceCGAN"},
         ),
     ]
@@ -164,7 +164,7 @@ def test_before_slicer_512_it_is_pip_install(slicer_pip, lacking, monkeypatch):
     util.pip_install = lambda names: (slicer_pip.append(names), lacking.clear())
     monkeypatch.setitem(sys.modules, "slicer.util", util)
     assert install.install(ask=lambda question: True)
-    assert slicer_pip == [["nibabel>=5.2"]]
+    assert slicer_pip == [["nibabel>=5.2", "scikit-image>=0.25"]]
 
 
 def test_without_the_pytorch_extension_it_says_where_to_get_it(slicer_pip, lacking, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-MODULE = Path(__file__).resolve().parents[2] / "RefaceCGAN"
+MODULE = Path(__file__).resolve().parents[3] / "RefaceCGAN"
 sys.path.insert(0, str(MODULE))
 
 from RefaceCGANSlicer import child_process as child

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from RefaceCGANLib import Volume
-from RefaceCGANLib.evaluation.made_or_real import patches_told, renders_told
+from RefaceCGANLib.evaluation.made_or_real import patch_separability, render_separability
 from RefaceCGANLib.evaluation.measure import heads_in, tissue_of
 from RefaceCGANLib.evaluation.tissue_realism import (
     PATCHES,
@@ -59,24 +59,24 @@ def test_real_people_are_not_told_from_other_real_people() -> None:
     told = []
     for _ in range(6):
         names = random.permutation(list(rows))
-        told.append(renders_told({n: rows[n] for n in names[:40]}, {n: rows[n] for n in names[40:]}))
+        told.append(render_separability({n: rows[n] for n in names[:40]}, {n: rows[n] for n in names[40:]}))
     assert np.mean([one.auc for one in told]) == pytest.approx(0.5, abs=0.08)
     assert sum(one.low < 0.5 < one.high for one in told) >= 3 and told[0].people == 80
 
 
 def test_smoothed_tissue_is_told_from_itself(people: dict[str, np.ndarray]) -> None:
     made = {f"person {seed}": features(smoothed(tissue(seed))) for seed in range(8)}
-    told = patches_told(people, made)
+    told = patch_separability(people, made)
     assert told.auc > 0.9 and told.people == 8
 
 
 def test_a_copy_of_the_tissue_is_told_from_nothing(people: dict[str, np.ndarray]) -> None:
-    assert patches_told(people, people).auc == pytest.approx(0.5, abs=0.02)
+    assert patch_separability(people, people).auc == pytest.approx(0.5, abs=0.02)
 
 
 def test_too_few_people_give_no_number(people: dict[str, np.ndarray]) -> None:
     some = {name: people[name] for name in list(people)[:3]}
-    assert np.isnan(patches_told(some, some).auc)
+    assert np.isnan(patch_separability(some, some).auc)
 
 
 def test_renders_are_told_by_what_all_made_faces_share() -> None:
@@ -85,9 +85,9 @@ def test_renders_are_told_by_what_all_made_faces_share() -> None:
     made = {name: rows + 1.5 * np.eye(32)[0] for name, rows in real.items()}
     made["0"] = made["0"].copy()
     made["0"][2] = np.nan
-    assert renders_told(real, made).auc > 0.9
+    assert render_separability(real, made).auc > 0.9
     others = {f"other {i}": random.standard_normal((4, 32)) for i in range(40)}
-    told = renders_told(real, others)
+    told = render_separability(real, others)
     assert told.low < 0.5 < told.high and told.people == 80
 
 
@@ -130,4 +130,4 @@ def test_real_heads_are_told_from_their_smoothed_copies(heads: Path) -> None:
         own, copy, ratios = tissue_of(volume, blurred, region=face)
         assert ratios["fine_texture"] < 0.8
         real[name], made[name] = own.texture, copy.texture
-    assert patches_told(real, made).auc > 0.9
+    assert patch_separability(real, made).auc > 0.9

@@ -79,6 +79,7 @@ def test_the_generator_paints(refacer: Refacer, result: Result, monkeypatch: pyt
 
 
 @pytest.mark.heads
+@pytest.mark.slow
 def test_a_bank_is_built_of_heads(heads: Path, model_dir: Path, tmp_path: Path) -> None:
     scans = [heads / "train" / f"{name}.nii.gz" for name in ("ixi014", "ixi034")]
     listed = ", ".join(f'"{scan}"' for scan in scans)

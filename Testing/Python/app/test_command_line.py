@@ -18,6 +18,7 @@ import pytest
 import RefaceCGANLib
 from RefaceCGANLib import Refacer, Result, Volume, __version__
 from RefaceCGANLib.app import command_line as cli
+from RefaceCGANLib.app import service
 from RefaceCGANLib.errors import CheckError
 from RefaceCGANLib.models import model as models
 
@@ -230,7 +231,7 @@ class Canned:
 def canned(result: Result, monkeypatch: pytest.MonkeyPatch) -> Canned:
     """Where only what happens around the engine matters: a result without the work."""
     refacer = Canned(result)
-    monkeypatch.setattr(cli, "_refacer", lambda *_: refacer)
+    monkeypatch.setattr(service, "load", lambda *_: refacer)
     return refacer
 
 
@@ -482,7 +483,7 @@ def test_a_missing_library_is_named(refacecgan: Callable, tmp_path: Path, monkey
     monkeypatch.setattr(models.Model, "load", lambda _: None)
     call = refacecgan("reface", scan, tmp_path / "b.nii")
     assert call.status == 2 and call.err == [
-        "refacecgan: torch is missing; install RefaceCGAN with all it needs: pip install refacecgan."
+        f"refacecgan: torch is missing in {sys.executable}; install it there, or use another Python."
     ]
 
 

@@ -24,10 +24,10 @@ from RefaceCGANLib.evaluation import study_config as config
 from RefaceCGANLib.evaluation.exclusion import Reference, changed
 from RefaceCGANLib.evaluation.face_recognition import Look
 from RefaceCGANLib.evaluation.reidentification import VIEWS
+from RefaceCGANLib.evaluation.segmentation import Segmentation
 from RefaceCGANLib.evaluation.skin_shape import CENTRE
 from RefaceCGANLib.evaluation.store import Store
 from RefaceCGANLib.evaluation.study import evaluate, markdown
-from RefaceCGANLib.evaluation.volumetry import Segmentation
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (16, 16, 16)
@@ -497,10 +497,8 @@ def test_when_it_is_interrupted_no_process_is_left() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         pool.run(errand, ["long", "long"], 2, interrupt, lambda *_: None)
-    assert time.monotonic() - began < 50
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     if children.exists():
         commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in children.read_text().split()]
