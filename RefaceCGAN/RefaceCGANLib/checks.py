@@ -120,6 +120,15 @@ def _untouched_tissue(
     return int(np.count_nonzero(ndimage.binary_erosion(same, np.ones((3, 3, 3)))))
 
 
+def check_defaced(original: Volume, defaced: Volume, anatomy: Anatomy, air: float) -> list[Check]:
+    """The checks of a scan whose face region was emptied, both native; air: the level of air. Raises CheckError
+    with the first that failed."""
+    results = check(original, defaced, anatomy, air, anatomy.face_region, expected_ml=0.0)
+    results = [entry for entry in results if entry.name != "face_tissue_ratio"]  # there is to be no face
+    enforce(results)
+    return results
+
+
 def enforce(results: list[Check]) -> None:
     """Raise CheckError with the first failed check's sentence."""
     for result in results:

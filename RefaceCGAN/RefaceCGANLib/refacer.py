@@ -29,7 +29,7 @@ import numpy as np
 
 from . import __version__
 from .anatomy.location import SPACING, Anatomy, air_level, bfloat16, locate
-from .checks import Check, check, enforce
+from .checks import Check, check, check_defaced, enforce
 from .composition import Background, compose
 from .defacing import Defaced
 from .errors import CheckError, InputError
@@ -144,12 +144,8 @@ def seed_of(identity: str, key: bytes = b"") -> int:
 
 def checked_deface(prepared: Prepared) -> tuple[Volume, list[Check]]:
     """The scan with its face region emptied, and its checks. Raises CheckError where one fails."""
-    defaced, anatomy = prepared.defaced.scan, prepared.anatomy
-    air, region = prepared.defaced.air, anatomy.face_region
-    checks = check(prepared.original, defaced, anatomy, air, region, prepared.expected_ml)
-    checks = [entry for entry in checks if entry.name != "face_tissue_ratio"]  # there is to be no face
-    enforce(checks)
-    return defaced, checks
+    defaced = prepared.defaced.scan
+    return defaced, check_defaced(prepared.original, defaced, prepared.anatomy, prepared.defaced.air)
 
 
 class Refacer:

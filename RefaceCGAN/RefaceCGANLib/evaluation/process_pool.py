@@ -28,13 +28,14 @@ def run(
     workers: int,
     say: Say,
     finished: Callable[[Any, Any, str | None], None],
+    apart: bool = False,
 ) -> None:
     """Do `work(task, say)` for each task and call finished(task, result, None), or finished(task, None, reason)
     where it raised or its process died. work: a function of a module; tasks and results: picklable.
 
-    With one worker (or one task) it is done in this process, else in `workers` processes of one thread each.
-    KeyboardInterrupt ends them all."""
-    if min(workers, len(tasks)) < 2:
+    With one worker (or one task) it is done in this process, unless it is to be done apart, else in `workers`
+    processes of one thread each. Any exception here ends them all."""
+    if min(workers, len(tasks)) < 2 and not apart:
         for task in tasks:
             finished(task, *_outcome(work, task, say))
         return
