@@ -247,7 +247,8 @@ class RefaceCGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not self._parameters or self._parameters.inputVolume:
             return
         for node in slicer.util.getNodesByClass(scene.SCAN):
-            if node.GetClassName() == scene.SCAN and node.GetImageData() and not scene.is_result(node):
+            offered = node.GetClassName() == scene.SCAN and not node.GetHideFromEditors()
+            if offered and node.GetImageData() and not scene.is_result(node):
                 self._parameters.inputVolume = node
                 return
 

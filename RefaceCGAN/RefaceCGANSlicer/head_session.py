@@ -252,6 +252,21 @@ class Session:
         path = os.path.abspath(os.path.expanduser(path))
         self._request("save", callbacks, lasting=True, path=path, picture=picture, **content)
 
+    def review_scan(self, output: str, path: str, originals: str | None, **callbacks: Callable) -> int:
+        """Have a scan of a finished run read, and its original; on_done hears the answer of the engine's command
+        `review_scan`. Returns a number for `give_up`; `cancel` leaves it alone."""
+        return self._request("review_scan", callbacks, lasting=True, output=output, path=path, originals=originals)
+
+    def another_person(
+        self, output: str, originals: str, subject: str, key_file: str | None, **callbacks: Callable
+    ) -> int:
+        """Have a person of a finished run given another face; on_done hears the answer of the engine's command
+        `another_person`. Returns a number for `give_up`, which leaves all as it was; `cancel` leaves it alone."""
+        return self._request(
+            "another_person", callbacks, lasting=True, output=output, originals=originals, subject=subject,
+            key_file=key_file,
+        )  # fmt: skip
+
     def pick(self, face: Face) -> None:
         if self.head:
             self.head.pick(face)

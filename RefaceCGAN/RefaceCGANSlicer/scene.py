@@ -234,6 +234,21 @@ def add_result(
     return node
 
 
+def add_shown(scene: Any, array: np.ndarray, affine: np.ndarray, name: str) -> Any:
+    """Put a volume into the scene to look at it alone: array (I, J, K), affine (4, 4) voxel to RAS+ mm. It is not
+    listed among the scene's data, offered as an input, or saved with the scene."""
+    node = scene.CreateNodeByClass(SCAN)
+    node.UnRegister(None)
+    node.SetName(name)
+    node.SetHideFromEditors(True)
+    node.SetSaveWithScene(False)
+    scene.AddNode(node)
+    slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(array.T))
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.asarray(affine, dtype=float)))
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
 def add_face_region(result_node: Any, region: np.ndarray) -> Any:
     """Put the face region (bool, I, J, K, in the result's geometry) into the scene as a segmentation node beside
     the result, which refers to it. Slices show its outline, 3D views do not; Segment Editor can edit it."""

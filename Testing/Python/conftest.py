@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from RefaceCGANLib import Refacer, Result, Volume, checks
@@ -109,3 +110,14 @@ def refacecgan() -> Callable[..., Call]:
         return Call(status, out.getvalue().splitlines(), err.getvalue().splitlines())
 
     return call
+
+
+@pytest.fixture
+def world() -> Iterator[Any]:
+    """The panel of the Slicer module over the real .ui, in a scene of its own (`panel_world.World`)."""
+    pytest.importorskip("slicer", reason="slicer-core is not installed")
+    pytest.importorskip("PySide6", reason="PySide6 is not installed")
+    from panel_world import made_world
+
+    with made_world() as made:
+        yield made

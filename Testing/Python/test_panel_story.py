@@ -4,7 +4,6 @@ verdict says, and saving by the engine."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,16 @@ import slicer
 
 qt_stand_ins.install()
 
+from panel_world import REPORT, World, add_head, reason
 from RefaceCGANLib.models.model import Model
 from RefaceCGANSlicer import layout, sections
 from RefaceCGANSlicer.engine import EngineError
 from RefaceCGANSlicer.verdict import verdict_of
-from slicer_offscreen import slicer_with
-from test_panel import REPORT, World, add_head, reason
 
 QtCore = qt_stand_ins.QtCore
 WIDTH, HEIGHT = 400, 440
 """What a screen of 1366 x 768 pixels leaves of the panel under Slicer's title, menu, tool bars and header."""
 SECOND = {"name": "brain_second_opinion_ml", "value": 0.4, "limit": [0.0, 1.0], "passed": True}
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    qt_stand_ins.errors.clear()
-    with slicer_with(window=False) as made:
-        world = World(made)
-        yield world
-        assert not qt_stand_ins.errors
-        world.panel.close()
-        world.root.close()
 
 
 def bottom_of(world: World, widget: Any) -> int:

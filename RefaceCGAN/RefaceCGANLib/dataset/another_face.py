@@ -7,8 +7,9 @@ one person: a run that goes on later makes the new one, too (`faces`).
 
 from __future__ import annotations
 
+import inspect
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,24 +71,46 @@ def another_face(
                 if outcome.row.action == "withhold" and outcome.row.path in done:
                     raise CheckError(f"Nobody's face was changed: {outcome.row.path}: {outcome.row.reason}")
             made = [outcome for outcome in outcomes if outcome.row.action != "withhold"]
-            try:
-                write_faces(output, numbers)
-                for path in done:
-                    records.forget(path)
-                for outcome in made:
-                    records.adopt(Records(staged), outcome.row.path)
-            except OSError as error:
-                why = f"{output} cannot be written ({error.strerror}); run refacecgan dataset again."
-                raise InputError(why) from error
+            _put_into_place(output, staged, numbers, done, made)
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
-        _write_lists(output, made)
+            _remove(staged)
         return made
+
+
+def _put_into_place(
+    output: Path, staged: Path, numbers: Mapping[str, int], done: Sequence[str], made: Sequence[Outcome]
+) -> None:
+    """Replace the outputs of the old face. The old ones go first: what is killed here leaves scans missing, never
+    two faces, and the next run makes the missing ones, with the new face."""
+    records = Records(output)
+    try:
+        write_faces(output, numbers)
+        for path in done:
+            records.forget(path)
+        for outcome in made:
+            records.adopt(Records(staged), outcome.row.path)
+    except OSError as error:
+        why = f"{output} cannot be written ({error.strerror}); run refacecgan dataset again."
+        raise InputError(why) from error
+    _write_lists(output, made)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+WHOLE = {
+    function.__code__
+    for function in (
+        _put_into_place, _remove, inspect.unwrap(locked), inspect.unwrap(process_pool.processes),
+    )
+}  # fmt: skip
+"""What must not be interrupted, lest something is left half done: see `app.worker.Cancellation`."""
 
 
 def _check_same(records: Records, done: Sequence[str], tasks: Sequence[Job]) -> None:
     """Are the files, the options and the program those of the run? Raises InputError."""
-    prints = {}
+    prints: dict[str, str] = {}
     for task in tasks:
         try:
             prints |= dict.fromkeys((one.path for one in (*task.series, *task.also)), fingerprint(task))

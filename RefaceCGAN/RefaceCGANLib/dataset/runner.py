@@ -160,7 +160,8 @@ def read_asked(output: Path) -> tuple[Options, Wanted]:
     path = output / FOLDER / ASKED
     try:
         content = json.loads(path.read_text(encoding="ascii"))
-        wanted = Wanted(**{name: tuple(map(str, content.pop(name))) for name in ("also", "keep", "skip")})
+        also, keep, skip = (tuple(map(str, content.pop(name))) for name in ("also", "keep", "skip"))
+        wanted = Wanted(also, keep, skip)
         return Options(**content), wanted
     except FileNotFoundError as error:
         raise InputError(
