@@ -462,6 +462,49 @@ def to_write(result_node: Any, mask: bool = True, report: bool = True) -> dict[s
     }
 
 
+def dicom_files_of(result_node: Any) -> list[Path]:
+    """The files of the DICOM series that the original of a result was loaded from, by Slicer's database; none
+    where it was loaded otherwise, or where one of them is not there any more."""
+    original, database = original_of(result_node), getattr(slicer, "dicomDatabase", None)
+    uids = (original.GetAttribute("DICOM.instanceUIDs") or "").split() if original is not None else []
+    if not uids or database is None:
+        return []
+    files = [Path(database.fileForInstance(uid) or "") for uid in uids]
+    return files if all(file.is_file() for file in files) else []
+
+
+def to_write_dicom(result_node: Any) -> dict[str, Any]:
+    """What is written of a result as a DICOM series, as the engine's command `save_dicom` takes it.
+
+    Raises InputError where the node is no result, holds the original's voxels, has no face region in the scene, or
+    where its original was not loaded from DICOM."""
+    content, sources, region = (
+        to_write(result_node, False),
+        dicom_files_of(result_node),
+        face_region_of(result_node),
+    )
+    if not sources:
+        raise InputError(_("The original was not loaded by Slicer's DICOM module; choose another format."))
+    if region is None:
+        raise InputError(_("The face region was removed from the scene; draw another face first."))
+    original = original_of(result_node)
+    changed = np.asarray(content["volume"] != _array(original))
+    return {
+        "volume": content["volume"],
+        "affine": content["affine"],
+        "face_region": (region | changed).astype(np.uint8),
+        "sources": [str(file) for file in sources],
+        "seed": content["report"].get("seed"),
+    }
+
+
+def add_to_dicom_database(folder: Path) -> bool:
+    """Make a folder's DICOM series known to Slicer's database, where they lie; whether that was done."""
+    from DICOMLib import DICOMUtils
+
+    return bool(DICOMUtils.importDicom(str(folder), slicer.dicomDatabase))
+
+
 def write_result(
     result_node: Any, path: str | os.PathLike[str], mask: bool = True, report: bool = True, picture: bool = True
 ) -> saving.Written:

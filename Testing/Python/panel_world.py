@@ -163,6 +163,18 @@ class FakeSession:
         else:
             callbacks["on_done"]({"files": [file.name for file in vars(written).values() if file]})
 
+    def save_dicom(self, node: Any, folder: str, **callbacks: Callable) -> None:
+        """What the engine does, without reading the files."""
+        self.saves.append(callbacks)
+        self.asked.append(("save_dicom", folder))
+        try:
+            content = scene.to_write_dicom(node)
+        except InputError as error:
+            callbacks["on_error"](error)
+            return
+        self.asked.append(("series", content))
+        callbacks["on_done"]({"files": [Path(folder).name], "warnings": ["This is no DICOM anonymiser."]})
+
     def review_scan(self, output: str, path: str, originals: str | None, **callbacks: Callable) -> int:
         self.reads.append(((output, path, originals), callbacks))
         return 1000 + len(self.reads)

@@ -125,7 +125,9 @@ class Worker:
     ) -> None:
         self._folder, self._wanted = folder, wanted
         self._cancellation = cancellation or Cancellation()
-        self._cancellation.protected |= {Worker.save.__code__, Worker.drop.__code__}  # files and memory stay whole
+        self._cancellation.protected |= {
+            method.__code__ for method in (Worker.save, Worker.save_dicom, Worker.drop)
+        }  # files and memory stay whole
         self._written: list[str] = []  # the files of the answer that is being made
         self._name = DEFAULT
         self._model: Model | None = None
@@ -332,6 +334,29 @@ class Worker:
         written = saving.write(path, scan, region, report, origin, picture, [Path(each) for each in protected])
         return {"files": [file.name for file in vars(written).values() if file]}
 
+    def save_dicom(
+        self,
+        progress: Progress,
+        folder: str,
+        volume: str,
+        affine: list[list[float]],
+        face_region: str,
+        sources: Sequence[str],
+        uid_key: str,
+        seed: int | None,
+    ) -> dict[str, Any]:
+        """Write a refaced scan as the DICOM series of its original: see `saving.write_dicom`. volume, affine: as
+        of `reface`; face_region: path of the mask (I, J, K); sources: files of the series; uid_key: hexadecimal.
+
+        Answers files, the name of the folder, and warnings. Needs no model and leaves the head that is kept alone.
+        Raises InputError."""
+        from . import saving
+
+        scan = Volume.from_array(self._read(volume), np.array(affine, dtype=float))
+        region, files = self._read(face_region) != 0, [Path(each) for each in sources]
+        written, warnings = saving.write_dicom(folder, scan, region, files, bytes.fromhex(uid_key), seed)
+        return {"files": [written.name], "warnings": warnings}
+
     def review_scan(
         self, progress: Progress, output: str, path: str, originals: str | None = None
     ) -> dict[str, Any]:
@@ -523,7 +548,7 @@ class Worker:
 
 COMMANDS = (
     *("load", "prepare", "reface", "another", "deface", "recognise", "skin", "save", "drop"),
-    *("review_scan", "another_person"),
+    *("save_dicom", "review_scan", "another_person"),
 )
 """And `quit`, which ends the process once all that was asked before is done."""
 

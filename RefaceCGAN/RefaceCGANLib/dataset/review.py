@@ -50,11 +50,11 @@ class Review:
             verdicts = read_verdicts(folder / QC / QC_TABLE)
             scans = [
                 Reviewed(
-                    **{name: str(entry[name]) for name in ("path", "subject", "session", "action", "reason")},
-                    **{name: tuple(map(str, entry[name])) for name in ("look", "checks")},
+                    str(entry["path"]), str(entry["subject"]), str(entry["session"]), str(entry["action"]),
+                    str(entry["reason"]), tuple(map(str, entry["look"])), tuple(map(str, entry["checks"])),
                 )
                 for entry in entries
-            ]
+            ]  # fmt: skip
         except FileNotFoundError as error:
             raise InputError(
                 f"{folder} holds no finished run; choose the output folder of refacecgan dataset."
