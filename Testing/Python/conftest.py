@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -10,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from RefaceCGANLib import Refacer, Result, Volume, checks
+from RefaceCGANLib.anatomy.location import Anatomy
 from RefaceCGANLib.app import command_line as cli
+from RefaceCGANLib.errors import RefaceError
 from RefaceCGANLib.face_model.template import Template
 from RefaceCGANLib.models.model import Model
 from RefaceCGANLib.training.build_template import WORKING_SPANS
@@ -54,6 +58,33 @@ def model_dir() -> Iterator[Path]:
 def refacer(model_dir: Path) -> Refacer:
     """The model, loaded once, on the processor."""
     return Refacer.from_pretrained(model_dir, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def located_once() -> Iterator[None]:
+    """For tests of whole data sets: in this process, brain and face of one scan are found once, which takes most
+    of the time of a run and comes to the same each time."""
+    found: dict[bytes, Anatomy | RefaceError] = {}
+    locate = Refacer.locate
+
+    def remembered(self: Refacer, volume: Volume, defaced: str = "auto") -> Anatomy:
+        content = repr(
+            (volume.shape, volume.affine.tolist(), volume.slope, volume.intercept, defaced, self.model.id)
+        )
+        key = hashlib.sha256(np.ascontiguousarray(volume.stored).tobytes() + content.encode()).digest()
+        if key not in found:
+            try:
+                found[key] = locate(self, volume, defaced)
+            except RefaceError as error:
+                found[key] = error
+        result = found[key]
+        if isinstance(result, RefaceError):
+            raise result
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Refacer, "locate", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")
