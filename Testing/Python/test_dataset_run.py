@@ -39,7 +39,7 @@ pytestmark = [
 FIRST, SECOND = "sub-01/ses-1", "sub-01/ses-2"
 T1, T2 = f"{FIRST}/anat/sub-01_ses-1_T1w.nii.gz", f"{FIRST}/anat/sub-01_ses-1_T2w.nii.gz"
 BOLD, SEGMENTATION = f"{FIRST}/func/sub-01_ses-1_task-rest_bold.nii.gz", f"{FIRST}/anat/sub-01_ses-1_dseg.nii.gz"
-LATER, DEFACED = f"{SECOND}/anat/sub-01_ses-2_T2w.nii.gz", "sub-02/anat/sub-02_acq-defaced_T1w.nii.gz"
+LATER, DEFACED = f"{SECOND}/anat/sub-01_ses-2_PDw.nii.gz", "sub-02/anat/sub-02_acq-defaced_T1w.nii.gz"
 BROKEN = "sub-02/anat/sub-02_PDw.nii.gz"
 OPTIONS = ("--device", "cpu", "--masks", "--also", "*_dseg.nii.gz", "--skip", "sourcedata/*")
 
@@ -54,14 +54,14 @@ class Heads:
 
 @pytest.fixture(scope="module")
 def data_set(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> Heads:
-    """Two people, one of them at two visits: T1w, T2w on a thick-sliced grid, BOLD and labels, then a visit without
-    T1w; of the other a scan that came defaced and a broken file."""
+    """Two people, one of them at two visits: T1w, T2w on a thick-sliced grid, BOLD and labels, then a visit
+    without T1w; of the other a scan that came defaced and a broken file."""
     root = tmp_path_factory.mktemp("bids") / "in"
     describe(root)
     one, two = (Volume.read(heads / "val" / f"{name}.nii.gz") for name in ("ixi095", "ixi180"))
     weighted, to_t2 = other_contrast(one)
     frame, to_bold = other_contrast(one, (3.5, 3.5, 4.0), 2.0, (1, 2, 0))
-    later, to_later = other_contrast(one, (2.0, 2.0, 2.0), 3.0, (2, 2, 2))
+    later, to_later = other_contrast(one, (2.0, 2.0, 2.0), 3.0, (2, 2, 2), bright=False)
     write(root / T1, one)
     write(root / T1.replace(".nii.gz", ".json"), {"MagneticFieldStrength": 3, "DeidentificationMethod": ["none"]})
     write(root / T2, weighted)
@@ -132,7 +132,7 @@ def test_the_run_follows_a_plan_that_names_every_file(finished: Finished, data_s
     assert not (finished.output / "sourcedata").exists()
 
 
-@pytest.mark.parametrize(("path", "suffix"), [(T1, "T1w"), (T2, "T2w"), (LATER, "T2w"), (DEFACED, "T1w")])
+@pytest.mark.parametrize(("path", "suffix"), [(T1, "T1w"), (T2, "T2w"), (LATER, "PDw"), (DEFACED, "T1w")])
 def test_a_refaced_series_keeps_all_but_the_face_region(
     finished: Finished, data_set: Heads, path: str, suffix: str
 ):
