@@ -75,7 +75,7 @@ def reface(made: Widget, film: Film, button: Any, seed: int) -> None:
 
 def draw(path: Path) -> None:
     made = Widget()
-    widget, ui, panel = made.widget, made.widget.ui, made.widget.panel
+    widget, ui = made.widget, made.widget.ui
     made.parent.setFixedSize(*panel_picture.PANEL)
     film = Film(made)
     widget.enter()
