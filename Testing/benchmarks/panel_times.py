@@ -1,11 +1,11 @@
 """How long the panel lets a user wait: python Testing/benchmarks/panel_times.py [REPEATS]
 
 From the click until both faces are on screen: of the sample head with an engine that is ready and has not seen
-the head (pressed at once after *Sample head*), of the sample head once the engine has prepared it, of another face,
-and of another face after *Cancel*. Beside it, for how long the panel's own code kept the window from answering
-(processor time). The module's real panel, views and engine run on the stand-ins of the tests, in software
-rendering; in Slicer itself the views are drawn by the graphics card. Prints a table in Markdown, the median of each
-and the worst.
+the head (pressed at once after *Sample head*), of the sample head once the engine has prepared it, of another
+face, and of another face after *Cancel*. Beside it, for how long the panel's own code kept the window from
+answering (processor time). The module's real panel, views and engine run on the stand-ins of the tests, in
+software rendering; in Slicer itself the views are drawn by the graphics card. Prints a table in Markdown, the
+median of each and the worst.
 """
 
 from __future__ import annotations
