@@ -236,7 +236,10 @@ def test_pictures_of_originals_are_in_their_private_folder_alone(finished: Finis
     assert not list(finished.output.rglob("*.jpg"))
 
 
-def test_the_bids_validator_finds_no_new_error(finished: Finished, data_set: Heads):
+@pytest.mark.parametrize("layout", ["copy", "derivatives"])
+def test_the_bids_validator_finds_no_new_error(
+    finished: Finished, data_set: Heads, layout: str, request: pytest.FixtureRequest
+):
     validator = shutil.which("bids-validator")
     if not validator:
         pytest.skip("bids-validator (npm) is not installed")
@@ -245,7 +248,8 @@ def test_the_bids_validator_finds_no_new_error(finished: Finished, data_set: Hea
         done = subprocess.run([validator, str(root), "--json"], capture_output=True, text=True, check=False)
         return {issue["key"] for issue in json.loads(done.stdout)["issues"]["errors"]}
 
-    assert errors(finished.output) <= errors(data_set.root)
+    output = finished.output if layout == "copy" else request.getfixturevalue("derivatives")
+    assert errors(output) <= errors(data_set.root)
 
 
 def test_a_second_run_does_nothing_again(finished: Finished, data_set: Heads, refacecgan: Callable):

@@ -37,11 +37,15 @@ class Film:
         self.views = np.zeros((*panel_picture.VIEWS[::-1], 3), np.uint8) + 40
 
     def take(self, milliseconds: int, views: bool = False) -> None:
-        """One picture; views: the views have changed, too."""
-        qt_stand_ins.application().processEvents()
+        """One picture; views: the views have changed, too. What does not fit on the screen is scrolled down to."""
+        width, height = panel_picture.PANEL
+        for _ in range(3):
+            qt_stand_ins.application().processEvents()
+            self.made.parent.setFixedSize(width, max(height, self.made.parent.sizeHint().height()))
         if views:
             self.views = panel_picture.views()
-        picture = np.concatenate([panel_picture.picture_of(self.made.parent), self.views], axis=1)
+        panel = panel_picture.picture_of(self.made.parent)[-height:]
+        picture = np.concatenate([panel, self.views], axis=1)
         self.pictures.append(Image.fromarray(picture))
         self.times.append(milliseconds)
 
@@ -67,6 +71,7 @@ def reface(made: Widget, film: Film, button: Any, seed: int) -> None:
     panel.new_seed = lambda: seed
     began = time.monotonic()
     button.click()
+    panel_picture.wait("under way", lambda: not panel.run or panel.run.stage in ("generate", "compose"), began)
     film.take(SHORT)
     panel_picture.wait("a face", lambda: panel.run is None, began)
     panel_picture.wait("drawn finely", lambda: not any(panel.see.faces.coarse), time.monotonic())

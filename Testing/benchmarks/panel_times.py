@@ -36,7 +36,11 @@ Times = dict[str, list[tuple[float, float]]]
 
 
 def ready(made: Widget) -> None:
-    """Wait until the engine runs and has loaded its model."""
+    """Wait until the engine runs and has loaded its model, with an empty scene."""
+    slicer.mrmlScene.Clear()
+    qt_stand_ins.application().processEvents()
+    made.widget.ui.readyLabel.setText("")
+    made.widget.enter()  # which asks the engine whether it is ready
     began = time.monotonic()
     panel_picture.wait("the engine is ready", lambda: made.widget.ui.readyLabel.text.startswith("✔"), began)
 
@@ -50,8 +54,6 @@ def measure(made: Widget, times: Times) -> None:
     widget, ui, panel = made.widget, made.widget.ui, made.widget.panel
     first, second, another, after = STEPS
     for what, prepared in ((first, False), (second, True)):
-        slicer.mrmlScene.Clear()
-        qt_stand_ins.application().processEvents()
         ready(made)
         ui.sampleButton.click()
         if prepared:
