@@ -18,7 +18,7 @@ from slicer.i18n import tr as _
 from . import scene
 from .contracts import Host, Pair
 from .verdict import COLOURS, GREEN, RED, SYMBOLS
-from .widgets import allow, guarded, plain_tip, sentence_of
+from .widgets import allow, guarded, on_path, plain_tip, sentence_of
 
 FOLDER, ORIGINALS, KEY_FILE = (f"RefaceCGAN/Review{key}" for key in ("Folder", "Originals", "KeyFile"))
 """Keys of the application's settings: what was reviewed last."""
@@ -52,7 +52,7 @@ class ReviewSection:
             edit.filters = getattr(type(edit), kind)
             edit.currentPath = str(qt.QSettings().value(key, ""))
         ui.reviewButton.connect("clicked()", self._choose)
-        ui.reviewOriginals.connect("currentPathChanged(QString)", self._originals_named)
+        on_path(ui.reviewOriginals, self._originals_named)
         ui.reviewList.connect("currentRowChanged(int)", self._picked)
         ui.reviewNote.connect("editingFinished()", self._noted)
         ui.reviewAnotherButton.connect("clicked()", self._another_or_cancel)
@@ -162,8 +162,9 @@ class ReviewSection:
 
     def _originals_named(self, path: str) -> None:
         qt.QSettings().setValue(ORIGINALS, path)
-        if self.current:
+        if self.current and self._drawing is None:
             self._show()
+        self.panel.refresh()
 
     # --- both scans on screen -----------------------------------------------------------------------------
 

@@ -8,8 +8,10 @@ is small. Prints its size and its SHA-256, which belongs into RefaceCGAN.py.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from RefaceCGANLib import Refacer, Volume
 from RefaceCGANLib.rendering.skin_surface import skin_threshold
 from scipy import ndimage
 
-MARGIN_MM = 4.0
+MARGIN_MM = 3.0
 """What stays around the skin, so that its blurred edge does; and empty voxels around the head."""
 BRIGHTEST = 99.95
 """Percentile of the head that becomes 255; brighter voxels, which are vessels, are clipped."""
@@ -48,8 +50,10 @@ def small(scan: Volume) -> Volume:
 def make(source: Path, target: Path, seed: int) -> None:
     refacer = Refacer.from_pretrained(device="cpu", threads=1)
     result = refacer.reface(Volume.read(source), seed=seed)
-    small(result.volume).write(target)
-    content = target.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        small(result.volume).write(Path(folder) / "head.nii")
+        content = gzip.compress((Path(folder) / "head.nii").read_bytes(), 9, mtime=0)
+    target.write_bytes(content)
     print(f"{target}: {len(content) / 1e6:.2f} MB, SHA-256 {hashlib.sha256(content).hexdigest()}")
     if len(content) > LARGEST:
         sys.exit(f"It is larger than {LARGEST / 1e6:.0f} MB.")
