@@ -52,6 +52,9 @@ from the brain than the second: emptied it would hide nothing, and brain segment
 SKIN_DEPTH, SKIN_CLEFT = 2, 3
 """Voxels of the template grid: at least this much of the scan's own skin is in the face region, also in clefts, as
 beside the nose, but for those narrower than twice the second."""
+SCALP_DEPTH, SCALP_MARGIN = 2, 2
+"""Voxels of the template grid: tissue that reaches this much deeper than that, without bone between, is scalp. It
+is in the face region down to this distance from the brain mask."""
 EAR_MM, EAR_Y_MM, EAR_Z_MM = 50.0, (-58.0, 12.0), (-80.0, 0.0)
 """Ears lie so far from the middle plane of the template, and between these y and z."""
 EAR_THICK, EAR_LEAST, EAR_AROUND = 6, 20, 2
@@ -249,10 +252,16 @@ def _wanted(tissue: Tensor, seen: Tensor, brain: Tensor, template: Template) -> 
     air = ~solid(tissue | ~seen, SKIN_CLEFT)
     shallow = dilate(~torch.from_numpy(template.head), SHALLOW)
     wanted = torch.from_numpy(template.face_region) & (shallow | ~dilate(brain, DEEP_MARGIN))
-    wanted |= torch.from_numpy(template.window) & dilate(air, SKIN_DEPTH)
+    window = torch.from_numpy(template.window)
+    wanted |= window & dilate(air, SKIN_DEPTH)
     beside = _beside(template)
     wanted &= torch.from_numpy(~beside) | dilate(_ears(tissue, beside, template), EAR_AROUND)
     wanted &= ~dilate(brain, BRAIN_MARGIN)
+    # down to the bone: what is kept of the scalp would be a second skin under the painted one
+    face = torch.from_numpy(template.weight > 0.2)
+    scalp = (wanted | tissue & face) & ~dilate(brain, SCALP_MARGIN)
+    seeds = (wanted & face).numpy()
+    wanted |= torch.from_numpy(ndimage.binary_dilation(seeds, iterations=SCALP_DEPTH, mask=scalp.numpy()))
     wanted |= _cut_ears(tissue, wanted, template)
     return torch.from_numpy(ndimage.gaussian_filter(wanted.float().numpy(), ROUNDING))
 

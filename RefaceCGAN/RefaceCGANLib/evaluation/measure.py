@@ -104,7 +104,12 @@ class Measures:
             matrix = self.to_template(original) @ np.linalg.inv(reference.affine) @ volume.affine
             np.save(folder / "distances.npy", skin_distances(volume.array, matrix, threshold))
 
-        modules = code("evaluation/skin_shape", "evaluation/faces", "evaluation/reidentification", "surface")
+        modules = code(
+            "evaluation/skin_shape",
+            "evaluation/face_recognition",
+            "evaluation/reidentification",
+            "rendering/skin_surface",
+        )
         key = [stamp(original), stamp(output) if output else None, str(self.recogniser), modules]
         place = self.store.get(_name(original), "seen", key, make)
         return Seen(Look.read(place / "look.npz"), np.load(place / "distances.npy"))
@@ -119,7 +124,12 @@ class Measures:
                 patches.write(folder / f"{name}.npz")
             (folder / "ratios.json").write_text(json.dumps(ratios))
 
-        key = [stamp(original), stamp(output), str(self.meshnet), code("evaluation/tissue", "evaluation/meshnet")]
+        key = [
+            stamp(original),
+            stamp(output),
+            str(self.meshnet),
+            code("evaluation/tissue_realism", "evaluation/meshnet"),
+        ]
         place = self.store.get(_name(original), "tissue", key, make)
         real, made = (Patches.read(place / f"{name}.npz") for name in ("real", "made"))
         return real, made, json.loads((place / "ratios.json").read_text(encoding="utf-8"))

@@ -33,7 +33,7 @@ GAIN_FAR = 1e-3
 """Weight of the median gain against that of the border nearby: it decides far from the border."""
 GAIN_MOST = 2.5
 """The gain is no larger than this, and no smaller than its inverse."""
-TISSUE = 0.3
+TISSUE = 0.5
 """Intensity from which on a voxel is tissue whose brightness tells the gain."""
 DONOR_MM, SKIN_MM = 2.0, 1.4
 """Voxel size of the donors, and the Gaussian sigma that keeps their skin from showing it in a much finer scan."""
@@ -80,11 +80,12 @@ class DrawnTissue:
         both = band & (made > TISSUE)
         if not both.any():
             return self
+        known = torch.where(both, (scan + 1) * made, 0.0)  # dim voxels are in part bone or air, and tell little
         ratio = torch.where(both, torch.log((scan + 1).clamp(min=TISSUE) / made.clamp(min=TISSUE)), 0.0)
         usual = float(torch.median(ratio[both]))
-        gain = (smooth(ratio, GAIN_SIGMA) + GAIN_FAR * usual) / (smooth(both, GAIN_SIGMA) + GAIN_FAR)
-        left = torch.where(both, ratio - gain, 0.0)
-        gain = gain + smooth(left, SEAM_SIGMA) / smooth(both, SEAM_SIGMA).clamp(min=SEAM_SHARE)
+        gain = (smooth(known * ratio, GAIN_SIGMA) + GAIN_FAR * usual) / (smooth(known, GAIN_SIGMA) + GAIN_FAR)
+        left = known * (ratio - gain)
+        gain = gain + smooth(left, SEAM_SIGMA) / smooth(known, SEAM_SIGMA).clamp(min=SEAM_SHARE)
         most = float(np.log(GAIN_MOST))
         return replace(self, gain=gain.clamp(-most, most))
 

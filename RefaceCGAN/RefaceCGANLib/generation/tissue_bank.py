@@ -24,7 +24,16 @@ PART_MM, SHARPNESS = 12.0, 6.0
 """Gaussian sigma of the random fields that decide which donor gives a voxel, and how sharply they do: a part of
 one donor is some 3 cm wide, and gives way to the next within some 5 mm."""
 SKIN = 0.4
-"""Where tissue falls below this, skin ends: `template.SKIN_LEVEL` + 1."""
+"""Intensity below which a voxel is outside the skin: `template.SKIN_LEVEL` + 1."""
+SKIN_SIGMA_MM = 1.5
+"""Gaussian sigma over which the surface of a mosaic is smoothed: eyelids, lips and nostrils stay; the steps of the
+donors' 2 mm voxels and what hangs loose do not."""
+SKIN_OFF_MM = 2.0
+"""Distance from the average skin within which the surface of a mosaic stays."""
+SKIN_DEPTH_MM = 2.0
+"""Depth below the surface whose tissue is continued outward up to it."""
+SKIN_EDGE_MM = 0.7
+"""Gaussian sigma of the edge between skin and air."""
 COARSE = 4
 """The random fields are drawn on a grid this many times coarser than the bank's."""
 
@@ -66,7 +75,38 @@ class TissueBank:
         mixed = np.zeros(shape, np.float32)
         for donor, weight in zip(chosen, weights, strict=True):
             mixed += _finer(weight, shape) * self.donors[donor]
-        return mixed * np.float32(2 / 255)
+        return self._with_smooth_skin(mixed * np.float32(2 / 255))
+
+    def _with_smooth_skin(self, mosaic: np.ndarray) -> np.ndarray:
+        """A mosaic (A, S, L) with a smooth surface: the tissue just below the surface continues up to it, and
+        ends there with an even edge."""
+        from scipy import ndimage, special
+
+        inside, allowed = self._near_average
+        solid = (((mosaic > SKIN) | inside) & allowed).astype(np.float32)
+        sigma = SKIN_SIGMA_MM / self.spacing
+        share = ndimage.gaussian_filter(solid, sigma, truncate=3)
+        near = np.flatnonzero((share > 0.002) & (share < 0.998))
+        # for a flat surface the smoothed share tells the signed distance to it (mm, positive outside)
+        distance = -SKIN_SIGMA_MM * special.ndtri(share.ravel()[near])
+        outward = np.stack([-part.ravel()[near] for part in np.gradient(share)])
+        outward /= np.maximum(np.linalg.norm(outward, axis=0), 1e-6)
+        inward = np.maximum(distance + SKIN_DEPTH_MM, 0) / self.spacing
+        at = np.stack(np.unravel_index(near, mosaic.shape)) - inward * outward
+        tissue = ndimage.map_coordinates(mosaic, at, np.float32, 1)
+        result = np.where(allowed, mosaic, np.float32(0))
+        result.ravel()[near] = tissue * special.ndtr(-distance / SKIN_EDGE_MM)
+        return np.asarray(result, np.float32)
+
+    @cached_property
+    def _near_average(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where every mosaic is inside its surface, and where it may be: bool (A, S, L)."""
+        from scipy import ndimage
+
+        head = ndimage.binary_fill_holes(self.donors.mean(axis=0) * (2 / 255) > SKIN)
+        inner = ndimage.distance_transform_edt(head, self.spacing) > SKIN_OFF_MM
+        outer = ndimage.distance_transform_edt(~head, self.spacing) < SKIN_OFF_MM
+        return inner, outer
 
     def spline(self, mosaic: np.ndarray) -> np.ndarray:
         """The coefficients of the cubic spline through a mosaic."""
