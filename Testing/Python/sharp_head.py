@@ -2,8 +2,8 @@
 
 SOURCE is a T1-weighted scan of a real head whose licence lets it be passed on (see
 Resources/SampleData/README.md). It gets a new face with the checks of `refacecgan reface`, then what lies
-outside the head is set to 0, empty borders are cut off, and intensities are rounded to 8 bits, so that the file
-is small. Prints its size and its SHA-256, which belongs into RefaceCGAN.py.
+outside the head is set to 0, empty borders are cut off, and intensities are rounded to few values, so that the
+file is small. Prints its size and its SHA-256, which belongs into RefaceCGAN.py.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from scipy import ndimage
 
 MARGIN_MM = 3.0
 """What stays around the skin, so that its blurred edge does; and empty voxels around the head."""
+LEVELS = 200
+"""Grey values: noise needs no more, and each bit of noise makes the file larger."""
 BRIGHTEST = 99.95
-"""Percentile of the head that becomes 255; brighter voxels, which are vessels, are clipped."""
+"""Percentile of the head that gets the highest value; brighter voxels, which are vessels, are clipped."""
 LARGEST = 3_000_000
 """Bytes."""
 
@@ -36,7 +38,7 @@ def small(scan: Volume) -> Volume:
     near = ndimage.distance_transform_edt(~head, sampling=spacing) <= MARGIN_MM
     head = ndimage.binary_fill_holes(ndimage.binary_closing(near, iterations=4) | near)
     top = np.percentile(scan.array[head], BRIGHTEST)
-    values = np.where(head, np.rint((scan.array / top * 255).clip(0, 255)), 0).astype(np.uint8)
+    values = np.where(head, np.rint((scan.array / top * LEVELS).clip(0, LEVELS)), 0).astype(np.uint8)
     at = np.argwhere(head)
     pad = np.ceil(MARGIN_MM / spacing).astype(int)
     first = np.maximum(at.min(axis=0) - pad, 0)
