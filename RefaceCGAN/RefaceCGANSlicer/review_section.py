@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+import ctk
 import qt
 import slicer
 from RefaceCGANLib.dataset.review import Review, Reviewed
@@ -46,10 +47,8 @@ class ReviewSection:
         self._drawing: int | None = None  # the request for another face
         self._filling = False
         self._said, self._level = "", GREEN
-        for edit, key, kind in (
-            (ui.reviewOriginals, ORIGINALS, "Dirs"), (ui.reviewKey, KEY_FILE, "Files"),
-        ):  # fmt: skip
-            edit.filters = getattr(type(edit), kind)
+        ui.reviewOriginals.filters, ui.reviewKey.filters = ctk.ctkPathLineEdit.Dirs, ctk.ctkPathLineEdit.Files
+        for edit, key in ((ui.reviewOriginals, ORIGINALS), (ui.reviewKey, KEY_FILE)):
             edit.currentPath = str(qt.QSettings().value(key, ""))
         ui.reviewButton.connect("clicked()", self._choose)
         on_path(ui.reviewOriginals, self._originals_named)
