@@ -14,9 +14,9 @@ import pytest
 from data_sets import contents, describe, time_series, write
 from filelock import FileLock
 from RefaceCGANLib import Volume
-from RefaceCGANLib.dataset import bids, bids_app, plan, runner, sessions
+from RefaceCGANLib.dataset import another_face, bids, bids_app, plan, runner, sessions
 from RefaceCGANLib.dataset.discovery import Found, Series, Wanted, discover, fits, guessed
-from RefaceCGANLib.dataset.plan import Row
+from RefaceCGANLib.dataset.plan import Outcome, Row
 from RefaceCGANLib.errors import InputError
 
 NOISE = np.random.default_rng(3).integers(0, 200, (40, 44, 48)).astype(np.int16)
@@ -426,6 +426,25 @@ def test_only_a_bids_data_set_has_a_derivatives_folder(refused, tmp_path: Path):
 
 def test_another_face_needs_a_finished_run(refused, bids_root: Path, tmp_path: Path):
     assert "holds no finished run" in refused(bids_root, tmp_path / "out", "--another-face", "01")
+
+
+@pytest.mark.parametrize("given", ["01", "sub-01"])
+def test_the_command_says_whose_face_was_changed(
+    refacecgan: Callable, bids_root: Path, tmp_path: Path, monkeypatch, given: str
+):
+    asked = []
+
+    def other(source: Path, output: Path, subject: str, key: Path | None, progress: Callable) -> list[Outcome]:
+        asked.append((source, output, subject, key))
+        return [Outcome(Row("a_T1w.nii.gz", subject, "", "reface", "T1w.", "", ("The chin is cut off.",)))]
+
+    monkeypatch.setattr(another_face, "another_face", other)
+    done = refacecgan(
+        "dataset", bids_root, tmp_path / "out", "--another-face", given, "--key-file", tmp_path / "k"
+    )
+    assert done.status == 0 and asked == [(bids_root, tmp_path / "out", "01", tmp_path / "k")]
+    assert done.out == ["01 has another face in 1 series:", "  a_T1w.nii.gz: reface"]
+    assert any("The chin is cut off." in line for line in done.err)
 
 
 def test_which_face_people_have_is_not_guessed(refused, bids_root: Path, tmp_path: Path):

@@ -122,9 +122,14 @@ def carry_out(
 
 
 def _another_face(settings: Settings, progress: str) -> tuple[list[str], list[str]]:
+    from . import plan
     from .another_face import another_face
+    from .review import QC
+    from .runner import PLAN
 
-    subject = str(settings.another_face).removeprefix("sub-")
+    subject = str(settings.another_face)
+    if subject not in {row.subject for row in plan.read(settings.output / QC / PLAN)}:
+        subject = subject.removeprefix("sub-")
     made = another_face(settings.source, settings.output, subject, settings.key_file, Progress(progress).show)
     lines = [f"{subject} has another face in {len(made)} series:"]
     lines += [f"  {one.row.path}: {one.row.action}" for one in sorted(made, key=lambda one: one.row.path)]
