@@ -429,7 +429,7 @@ class Refacer:
         field = template.field(self.shape(prepared, seed), working.meeting)
         rng = np.random.default_rng([seed, 2])
         voxel = float(np.prod(prepared.defaced.view.spacing)) ** (1 / 3)
-        tissue = drawn_tissue(self.model.tissue, template, field, rng, spacing=voxel)
+        tissue = drawn_tissue(self.model.tissue, template, field, rng, voxel)
         tissue = tissue.matched(working.scan, working.region)
         # the generator paints on its own grid; what is finer than that is the tissue's
         prior = working.scan.clone()

@@ -44,17 +44,17 @@ if TYPE_CHECKING:
 SPACING = 2.0
 """mm; the anatomy grid, along the scan's own axes."""
 BRAIN_MARGIN = 4
-"""Voxels of the template grid (2 mm): the face region keeps this far from the brain mask, and from the
-average brain, in case the mask misses a part."""
+"""Voxels of the template grid (2 mm): the face region keeps this far from both networks' brain masks, from the
+average brain, and from the mirror image of all three, in case they miss a part."""
 SHALLOW, DEEP_MARGIN = 1, 8
 """Voxels of the template grid. Tissue deeper in the average head than the first (which is no skin) stays further
 from the brain than the second: emptied it would hide nothing, and brain segmentations look at it."""
 SKIN_DEPTH, SKIN_CLEFT = 2, 3
 """Voxels of the template grid: at least this much of the scan's own skin is in the face region, also in clefts, as
 beside the nose, but for those narrower than twice the second."""
-SCALP_DEPTH, SCALP_MARGIN = 2, 2
-"""Voxels of the template grid: tissue that reaches this much deeper than that, without bone between, is scalp. It
-is in the face region down to this distance from the brain mask."""
+SCALP_DEPTH, FREE = 2, 0.2
+"""Voxels of the template grid that the face region goes deeper where it ends in tissue: without bone between, that
+is scalp; and the weight of a random shape above which it does."""
 EAR_MM, EAR_Y_MM, EAR_Z_MM = 50.0, (-58.0, 12.0), (-80.0, 0.0)
 """Ears lie so far from the middle plane of the template, and between these y and z."""
 EAR_THICK, EAR_LEAST, EAR_AROUND = 6, 20, 2
@@ -81,6 +81,9 @@ SCALES = (0.5, 1.6)
 STRETCH = 1.12
 """The affine map may stretch a head by this against its similarity map along any direction; 1.09 at most in 156
 real heads. Beyond, it has been misled, by what is not in view or not there, and the similarity map is kept."""
+FACE_MOVED_MM = 14.0
+"""The affine fit places the face no further than this from where the similarity fit has it (12 mm on the heads at
+hand): further away it has followed something before the face."""
 MISFIT_MM = 12.0
 """Mean distance between the network's coordinates and the affine map through them, at most."""
 IN_VIEW = 0.5
@@ -187,14 +190,15 @@ def locate(
     if not already and not noisy_air:
         affine = _refine(similarity, brain_map, outline, template, with_face=True)
         stretch = np.linalg.svd(affine[:3, :3] @ np.linalg.inv(similarity[:3, :3]), compute_uv=False)
-        if stretch.max() < STRETCH and stretch.min() > 1 / STRETCH:
+        moved = _face_moved(similarity, affine, template)
+        if stretch.max() < STRETCH and stretch.min() > 1 / STRETCH and moved < FACE_MOVED_MM:
             small_to_template = affine
     to_template = small_to_template @ np.linalg.inv(axes_matrix(view.spacing, SPACING))
     brain_map = _agreed(probability, small_to_template, template)
 
     grid_to_small = np.linalg.inv(small_to_template) @ template.affine
     shape = template.mean.shape
-    stacked = np.stack([head.astype(np.float32), np.ones_like(small), brain_map])
+    stacked = np.stack([head, np.ones_like(small), np.maximum(brain_map, second_small)])
     scan, valid, near_brain = sample(torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape)
     seen, tissue = valid > 0.99, scan > 0.5
     average_head = torch.from_numpy(template.head)
@@ -255,15 +259,25 @@ def _wanted(tissue: Tensor, seen: Tensor, brain: Tensor, template: Template) -> 
     window = torch.from_numpy(template.window)
     wanted |= window & dilate(air, SKIN_DEPTH)
     beside = _beside(template)
-    wanted &= torch.from_numpy(~beside) | dilate(_ears(tissue, beside, template), EAR_AROUND)
-    wanted &= ~dilate(brain, BRAIN_MARGIN)
+    # a lesion or the receive bias may hide a part of the brain on one side
+    brain = brain | _mirrored(brain, template)
+    wanted &= torch.from_numpy(~beside) | dilate(_ears(tissue | brain, beside, template), EAR_AROUND)
     # down to the bone: what is kept of the scalp would be a second skin under the painted one
-    face = torch.from_numpy(template.weight > 0.2)
-    scalp = (wanted | tissue & face) & ~dilate(brain, SCALP_MARGIN)
-    seeds = (wanted & face).numpy()
-    wanted |= torch.from_numpy(ndimage.binary_dilation(seeds, iterations=SCALP_DEPTH, mask=scalp.numpy()))
-    wanted |= _cut_ears(tissue, wanted, template)
+    face = torch.from_numpy(template.weight > FREE) & dilate(air, SKIN_DEPTH + SCALP_DEPTH)
+    scalp = ndimage.binary_dilation(
+        (wanted & face).numpy(), iterations=SCALP_DEPTH, mask=(wanted | tissue & face).numpy()
+    )
+    near_brain = dilate(brain, BRAIN_MARGIN)
+    wanted = (wanted | torch.from_numpy(scalp)) & ~near_brain
+    wanted |= _cut_ears(tissue, wanted, template) & ~near_brain
     return torch.from_numpy(ndimage.gaussian_filter(wanted.float().numpy(), ROUNDING))
+
+
+def _mirrored(mask: Tensor, template: Template) -> Tensor:
+    """A mask (A, S, L; bool) on the template grid, mirrored at the middle plane of the template."""
+    to_index = np.linalg.inv(template.affine)
+    mirror = to_index @ np.diag([-1.0, 1.0, 1.0, 1.0]) @ template.affine
+    return sample(mask.float()[None], mirror, tuple(mask.shape))[0] > 0.5
 
 
 def _face_in_view(seen: Tensor, template: Template) -> float:
@@ -287,6 +301,14 @@ def _face_in_view(seen: Tensor, template: Template) -> float:
             f"{', '.join(missing) or 'its front'}); give a scan that shows all of it."
         )
     return in_view
+
+
+def _face_moved(one: np.ndarray, other: np.ndarray, template: Template) -> float:
+    """How far apart (root mean square, mm of the scan) two maps (4, 4), index of the 2 mm scan -> template mm,
+    place the average face."""
+    face = mapped(np.argwhere(template.face_region & template.window & template.head), template.affine)
+    apart = mapped(face, np.linalg.inv(one)) - mapped(face, np.linalg.inv(other))
+    return float(SPACING * np.sqrt(np.mean(np.sum(apart**2, axis=1))))
 
 
 def _check_brain(brain: np.ndarray) -> None:
@@ -466,8 +488,8 @@ def _coordinates(template: Template) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _ears(tissue: Tensor, beside: np.ndarray, template: Template) -> Tensor:
-    """The ears of the scan and of the average head, bool (A, S, L) on the template grid. tissue: of the scan.
-    beside: where ears may be."""
+    """The ears of the scan and of the average head, bool (A, S, L) on the template grid. tissue: of the scan,
+    and its brain.  beside: where ears may be."""
     import torch
     from scipy import ndimage
 

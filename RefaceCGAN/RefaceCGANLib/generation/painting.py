@@ -35,8 +35,6 @@ GAIN_MOST = 2.5
 """The gain is no larger than this, and no smaller than its inverse."""
 TISSUE = 0.5
 """Intensity from which on a voxel is tissue whose brightness tells the gain."""
-DONOR_MM, SKIN_MM = 2.0, 1.4
-"""Voxel size of the donors, and the Gaussian sigma that keeps their skin from showing it in a much finer scan."""
 CHANGED, DARKEST = 1.35, 0.5
 """The generator makes tissue brighter or darker by this factor at most, and none darker than this."""
 ROW_POINTS = 4096
@@ -95,14 +93,11 @@ def drawn_tissue(
     template: Template,
     field: Tensor,
     rng: np.random.Generator,
-    spacing: float = DONOR_MM,
+    voxel_mm: float,
 ) -> DrawnTissue:
-    """A random mosaic in the shape of a field (3, A, S, L). template: on the working grid.  spacing: of the
-    voxels at which it will be read, mm."""
-    mosaic = bank.mosaic(rng)
-    if spacing < DONOR_MM:
-        mosaic = bank.smooth_skin(mosaic, SKIN_MM * float(np.sqrt(1 - (spacing / DONOR_MM) ** 2)))
-    return DrawnTissue(bank, bank.spline(mosaic), field, template.affine)
+    """A random mosaic in the shape of a field (3, A, S, L). template: on the working grid.
+    voxel_mm: of the scan it is read for."""
+    return DrawnTissue(bank, bank.spline(bank.mosaic(rng, voxel_mm)), field, template.affine)
 
 
 def bounded(tissue: np.ndarray, changed: np.ndarray) -> np.ndarray:

@@ -25,9 +25,9 @@ PART_MM, SHARPNESS = 12.0, 6.0
 one donor is some 3 cm wide, and gives way to the next within some 5 mm."""
 SKIN = 0.4
 """Intensity below which a voxel is outside the skin: `template.SKIN_LEVEL` + 1."""
-SKIN_SIGMA_MM = 1.5
-"""Gaussian sigma over which the surface of a mosaic is smoothed: eyelids, lips and nostrils stay; the steps of the
-donors' 2 mm voxels and what hangs loose do not."""
+SKIN_SIGMA_MM, DONOR_MM = 0.8, 2.0
+"""mm: Gaussian sigma over which the surface of a mosaic is smoothed for a scan with the voxels of the donors, and
+the size of those. A finer scan would show the steps of the donors' voxels, so there it is more."""
 SKIN_OFF_MM = 2.0
 """Distance from the average skin within which the surface of a mosaic stays."""
 SKIN_DEPTH_MM = 2.0
@@ -59,8 +59,8 @@ class TissueBank:
         """mm between voxels."""
         return float(np.linalg.norm(self.affine[:3, 0]))
 
-    def mosaic(self, rng: np.random.Generator) -> np.ndarray:
-        """Tissue of several donors: float32 (A, S, L), 0 (air) to 2."""
+    def mosaic(self, rng: np.random.Generator, voxel_mm: float) -> np.ndarray:
+        """Tissue of several donors for a scan with voxels of `voxel_mm`: float32 (A, S, L), 0 (air) to 2."""
         from scipy import ndimage
 
         chosen = rng.choice(len(self.donors), min(DONORS, len(self.donors)), replace=False)
@@ -75,20 +75,20 @@ class TissueBank:
         mixed = np.zeros(shape, np.float32)
         for donor, weight in zip(chosen, weights, strict=True):
             mixed += _finer(weight, shape) * self.donors[donor]
-        return self._with_smooth_skin(mixed * np.float32(2 / 255))
+        coarser = max(0.0, 1 - (voxel_mm / DONOR_MM) ** 2) * DONOR_MM**2 / 2
+        return self._with_smooth_skin(mixed * np.float32(2 / 255), float(np.sqrt(SKIN_SIGMA_MM**2 + coarser)))
 
-    def _with_smooth_skin(self, mosaic: np.ndarray) -> np.ndarray:
-        """A mosaic (A, S, L) with a smooth surface: the tissue just below the surface continues up to it, and
-        ends there with an even edge."""
+    def _with_smooth_skin(self, mosaic: np.ndarray, sigma_mm: float) -> np.ndarray:
+        """A mosaic (A, S, L) whose surface is smooth over `sigma_mm`: the tissue just below the surface continues
+        up to it, and ends there with an even edge."""
         from scipy import ndimage, special
 
         inside, allowed = self._near_average
         solid = (((mosaic > SKIN) | inside) & allowed).astype(np.float32)
-        sigma = SKIN_SIGMA_MM / self.spacing
-        share = ndimage.gaussian_filter(solid, sigma, truncate=3)
+        share = ndimage.gaussian_filter(solid, sigma_mm / self.spacing, truncate=3)
         near = np.flatnonzero((share > 0.002) & (share < 0.998))
         # for a flat surface the smoothed share tells the signed distance to it (mm, positive outside)
-        distance = -SKIN_SIGMA_MM * special.ndtri(share.ravel()[near])
+        distance = -sigma_mm * special.ndtri(share.ravel()[near])
         outward = np.stack([-part.ravel()[near] for part in np.gradient(share)])
         outward /= np.maximum(np.linalg.norm(outward, axis=0), 1e-6)
         inward = np.maximum(distance + SKIN_DEPTH_MM, 0) / self.spacing
@@ -125,15 +125,6 @@ class TissueBank:
     @cached_property
     def _to_index(self) -> np.ndarray:
         return np.linalg.inv(self.affine)
-
-    def smooth_skin(self, mosaic: np.ndarray, sigma_mm: float) -> np.ndarray:
-        """A mosaic whose skin is smooth over `sigma_mm`, as its donors' voxels are too coarse for a finer scan."""
-        from scipy import ndimage
-
-        sigma = sigma_mm / self.spacing
-        outside = ndimage.gaussian_filter((mosaic < SKIN).astype(np.float32), 1.5 / self.spacing)
-        near = (4 * outside * (1 - outside)).clip(0, 1)
-        return np.asarray(mosaic + near * (ndimage.gaussian_filter(mosaic, sigma) - mosaic), np.float32)
 
 
 def _finer(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
