@@ -13,7 +13,6 @@ pytest.importorskip("slicer", reason="slicer-core is not installed")
 pytest.importorskip("PySide6", reason="PySide6 is not installed")
 import qt_stand_ins
 import slicer
-from data_sets import write
 from panel_world import World, add_head, reason
 from PySide6 import QtGui, QtTest
 from RefaceCGANLib.dataset import qc_page
@@ -24,6 +23,11 @@ from RefaceCGANSlicer import review_section
 from RefaceCGANSlicer.engine import EngineError
 
 CALM, DOUBTFUL, OTHER = "sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_T2w.nii.gz", "sub-2/anat/sub-2_T1w.nii.gz"
+
+
+def write(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
 
 
 def outcome(path: str, *warnings: str) -> Outcome:
