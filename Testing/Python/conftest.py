@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from RefaceCGANLib import Refacer, Result, Volume, checks
 from RefaceCGANLib.anatomy.location import Anatomy
 from RefaceCGANLib.app import command_line as cli
+from RefaceCGANLib.errors import RefaceError
 from RefaceCGANLib.face_model.template import Template
 from RefaceCGANLib.models.model import Model
 from RefaceCGANLib.spatial.grid import axes_matrix, resample_axes
@@ -108,6 +110,33 @@ def refacer(model_dir: Path) -> Refacer:
 
 
 @pytest.fixture(scope="session")
+def located_once() -> Iterator[None]:
+    """For tests of whole data sets: in this process, brain and face of one scan are found once, which takes most
+    of the time of a run and comes to the same each time."""
+    found: dict[bytes, Anatomy | RefaceError] = {}
+    locate = Refacer.locate
+
+    def remembered(self: Refacer, volume: Volume, defaced: str = "auto") -> Anatomy:
+        content = repr(
+            (volume.shape, volume.affine.tolist(), volume.slope, volume.intercept, defaced, self.model.id)
+        )
+        key = hashlib.sha256(np.ascontiguousarray(volume.stored).tobytes() + content.encode()).digest()
+        if key not in found:
+            try:
+                found[key] = locate(self, volume, defaced)
+            except RefaceError as error:
+                found[key] = error
+        result = found[key]
+        if isinstance(result, RefaceError):
+            raise result
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Refacer, "locate", remembered)
+        yield
+
+
+@pytest.fixture(scope="session")
 def template() -> Template:
     """The shipped template, on the working grid."""
     return Model.load(MODEL).template.crop(WORKING_SPANS)
@@ -167,3 +196,14 @@ def refacecgan() -> Callable[..., Call]:
         return Call(status, out.getvalue().splitlines(), err.getvalue().splitlines())
 
     return call
+
+
+@pytest.fixture
+def world() -> Iterator[Any]:
+    """The panel of the Slicer module over the real .ui, in a scene of its own (`panel_world.World`)."""
+    pytest.importorskip("slicer", reason="slicer-core is not installed")
+    pytest.importorskip("PySide6", reason="PySide6 is not installed")
+    from panel_world import made_world
+
+    with made_world() as made:
+        yield made

@@ -124,7 +124,9 @@ class Worker:
     ) -> None:
         self._folder, self._wanted = folder, wanted
         self._cancellation = cancellation or Cancellation()
-        self._cancellation.protected |= {Worker.save.__code__, Worker.drop.__code__}  # files and memory stay whole
+        self._cancellation.protected |= {
+            method.__code__ for method in (Worker.save, Worker.save_dicom, Worker.drop)
+        }  # files and memory stay whole
         self._written: list[str] = []  # the files of the answer that is being made
         self._name = DEFAULT
         self._model: Model | None = None
@@ -321,6 +323,70 @@ class Worker:
         written = saving.write(path, scan, region, report, origin, picture, [Path(each) for each in protected])
         return {"files": [file.name for file in vars(written).values() if file]}
 
+    def save_dicom(
+        self,
+        progress: Progress,
+        folder: str,
+        volume: str,
+        affine: list[list[float]],
+        face_region: str,
+        sources: Sequence[str],
+        uid_key: str,
+        seed: int | None,
+    ) -> dict[str, Any]:
+        """Write a refaced scan as the DICOM series of its original: see `saving.write_dicom`. volume, affine: as
+        of `reface`; face_region: path of the mask (I, J, K); sources: files of the series; uid_key: hexadecimal.
+
+        Answers files, the name of the folder, and warnings. Needs no model and leaves the head that is kept alone.
+        Raises InputError."""
+        from . import saving
+
+        scan = Volume.from_array(self._read(volume), np.array(affine, dtype=float))
+        region, files = self._read(face_region) != 0, [Path(each) for each in sources]
+        written, warnings = saving.write_dicom(folder, scan, region, files, bytes.fromhex(uid_key), seed)
+        return {"files": [written.name], "warnings": warnings}
+
+    def review_scan(
+        self, progress: Progress, output: str, path: str, originals: str | None = None
+    ) -> dict[str, Any]:
+        """Read one scan of a finished run over a data set and, where it is at hand, its original. output: folder
+        of the run; path: of the scan, as in the plan; originals: input of the run, None where that is not known.
+
+        Answers scan (path, real values (I, J, K) float32), scan_affine (4, 4), original and original_affine (None
+        where it is not there) and why (it is not). Needs no model and leaves the head that is kept alone. Raises
+        InputError."""
+        from ..dataset.review import read_scan
+
+        scan, original, why = read_scan(Path(output), path, Path(originals) if originals else None)
+        return {
+            "scan": self._write(scan.array),
+            "scan_affine": scan.affine.tolist(),
+            "original": self._write(original.array) if original else None,
+            "original_affine": original.affine.tolist() if original else None,
+            "why": why,
+        }
+
+    def another_person(
+        self, progress: Progress, output: str, originals: str, subject: str, key_file: str | None = None
+    ) -> dict[str, Any]:
+        """Give a person of a finished run another face in all series, or in none: see `dataset.another_face`.
+        output, originals: output and input of the run; subject: as in the plan; key_file: None for beside the
+        output.
+
+        Answers series (how many) and warnings. Raises InputError and CheckError."""
+        from ..dataset.another_face import WHOLE, another_face
+
+        self._cancellation.protected |= WHOLE
+        key = Path(key_file) if key_file else None
+        made = another_face(
+            Path(originals),
+            Path(output),
+            subject,
+            key,
+            lambda done, count: progress("series", done / max(count, 1)),
+        )
+        return {"series": len(made), "warnings": [warning for one in made for warning in one.row.warnings]}
+
     def _give_way(self) -> None:
         if self._wanted():
             raise Interrupted("Another request came in between.")
@@ -468,7 +534,10 @@ class Worker:
         return str(path)
 
 
-COMMANDS = ("load", "prepare", "reface", "another", "deface", "recognise", "skin", "save", "drop")
+COMMANDS = (
+    *("load", "prepare", "reface", "another", "deface", "recognise", "skin", "save", "drop"),
+    *("save_dicom", "review_scan", "another_person"),
+)
 """And `quit`, which ends the process once all that was asked before is done."""
 
 

@@ -395,10 +395,11 @@ def _refused(members: Sequence[tuple[str, object]], patients: set[str]) -> str:
         return f"Is a DICOM object of the kind {modality or 'unknown'}, which is not handled."
     if any((_text(one, "NumberOfFrames") or "1") not in ("0", "1") for _, one in members):
         return (
-            "Is an enhanced multi-frame DICOM image, which is not handled; convert it to single frames or NIfTI."
+            "Is an enhanced multi-frame DICOM image, which is not handled; convert it to NIfTI, for example with "
+            "dcm2niix, or export single frames."
         )
     if "MOSAIC" in _text(header, "ImageType"):
-        return "Is a mosaic of slices, which is not handled; convert it to NIfTI."
+        return "Is a mosaic of slices, which is not handled; convert it to NIfTI, for example with dcm2niix."
     if len({_text(one, "PatientID") for _, one in members}) > 1:
         return "Is a series of more than one patient; separate them first."
     return ""

@@ -40,6 +40,22 @@ def other_contrast(
     return Volume.from_array(made.astype(np.int16), affine), moved
 
 
+def without_face(head: Volume, brain: np.ndarray) -> Volume:
+    """A head whose face was taken off by a plane below and in front of the brain, as some tools do it. brain: bool
+    (I, J, K)."""
+    index = np.indices(head.shape).reshape(3, -1)
+    y, z = (head.affine @ np.vstack([index, np.ones(index.shape[1])]))[1:3].reshape(2, *head.shape)
+    lowest, foremost = z[brain].min(), y[brain].max()
+    back = y[brain & (z < lowest + 12)].min()
+    # from the back of the cerebellum's floor to the forehead, 6 mm away from the brain
+    slope = (z[brain & (y > foremost - 4)].min() - lowest) / (foremost - back)
+    height = (z - slope * (y - back))[brain].min() - 6 / np.cos(np.arctan(slope))
+    face = (z < slope * (y - back) + height) & (y > back + 40) | (y > foremost + 10)
+    stored = head.stored.copy()
+    stored[face] = 0
+    return head.with_stored(stored)
+
+
 def time_series(volume: Volume, count: int, path: Path) -> None:
     """A NIfTI file of `count` volumes that differ in noise alone."""
     random = np.random.default_rng(1)

@@ -15,7 +15,9 @@ from data_sets import contents, write
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage, RLELossless
 from RefaceCGANLib import Volume
+from RefaceCGANLib.app.saving import write_dicom
 from RefaceCGANLib.dataset.discovery import discover
+from RefaceCGANLib.errors import InputError
 from RefaceCGANLib.volume.dicom_output import new_uid, read_files, write_series
 
 SLICES, ROWS, COLUMNS = 18, 40, 44
@@ -160,6 +162,69 @@ def test_dciodvfy_finds_no_new_error(written, tmp_path: Path):
 
     assert errors(sources[0])  # our own small series is no model of a header
     assert errors(targets[0]) <= errors(sources[0])
+
+
+# --- one scan that another program has read ---------------------------------------------------------------
+
+
+@pytest.fixture
+def turned(tmp_path: Path) -> tuple[list[Path], Volume, np.ndarray]:
+    """A series, and it refaced with its axes in another order and direction, as Slicer may have read it, with the
+    mask of what was changed."""
+    sources = make_series(tmp_path / "in")
+    original = read_files(sources)
+    array, region = original.array.copy(), np.zeros(original.shape, bool)
+    region[4:9, 5:12, 3:8] = True
+    array[region] = 998
+    order = (2, 0, 1)
+    axes = np.eye(4)[:, [*order, 3]]
+    last = array.shape[order[1]] - 1
+    flip = np.diag([1.0, -1, 1, 1])
+    flip[1, 3] = last
+    changed = np.ascontiguousarray(array.transpose(order)[:, ::-1])
+    mask = np.ascontiguousarray(region.transpose(order)[:, ::-1])
+    return sources, Volume.from_array(changed, original.affine @ axes @ flip), mask
+
+
+def test_a_scan_goes_back_to_its_series_however_it_was_read(turned, tmp_path: Path):
+    sources, scan, region = turned
+    folder, warnings = write_dicom(tmp_path / "out", scan, region, sources, KEY, 7)
+    before, after = read_files(sources), read_files(sorted(folder.iterdir()))
+    assert np.array_equal(before.affine, after.affine)
+    changed = before.stored != after.stored
+    assert changed.any() and not changed[:4].any() and (after.array[4:9, 5:12, 3:8] == 998).all()
+    assert np.array_equal(np.sort(after.array[changed]), np.full(np.count_nonzero(changed), 998))
+    assert "no DICOM anonymiser" in warnings[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("changed outside", "differs from its DICOM files outside the face"),
+        ("moved", "lies otherwise than its DICOM files"),
+        ("a full folder", "is not empty"),
+        ("in the input", "lie in each other"),
+    ],
+)
+def test_what_is_not_that_series_is_not_written(turned, tmp_path: Path, what: str, words: str):
+    sources, scan, region = turned
+    target = tmp_path / "in/out" if what == "in the input" else tmp_path / "out"
+    before = contents(tmp_path / "in")
+    if what == "changed outside":
+        array = scan.array.copy()
+        array[tuple(np.argwhere(~region)[0])] += 10
+        scan = Volume.from_array(array, scan.affine)
+    elif what == "moved":
+        moved = scan.affine.copy()
+        moved[0, 3] += 1.0
+        scan = Volume.from_array(scan.array, moved)
+    elif what == "a full folder":
+        write(target / "thesis.txt", "x")
+    with pytest.raises(InputError, match=words):
+        write_dicom(target, scan, region, sources, KEY, 7)
+    assert contents(tmp_path / "in") == before
+    assert not list(tmp_path.glob("**/.refacecgan-*")) and not list(tmp_path.glob("out/*.dcm"))
 
 
 # --- discovery --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from RefaceCGANLib.dataset import qc_page
 from RefaceCGANLib.dataset.plan import Outcome, Row
+from RefaceCGANLib.dataset.verdicts import read_verdicts
 
 PICTURE = "data:image/jpeg;base64,/9j/4AAQSkZJRgABAQEASABIAAD/2wBDAP//////////////////////////////////////////////"
 CHECK = {"name": "face_tissue_ratio", "value": 1.0, "limit": [0.5, 1.7], "passed": True}
@@ -63,16 +64,23 @@ def test_a_check_near_its_limit_is_worth_a_look():
 
 def test_a_verdict_that_is_no_verdict_is_none(tmp_path: Path):
     (tmp_path / "qc.tsv").write_text("path\tverdict\tnote\na\tperhaps\tn/a\nb\tpass\t\n")
-    assert qc_page.read_verdicts(tmp_path / "qc.tsv") == {"a": ("", ""), "b": ("pass", "")}
+    assert read_verdicts(tmp_path / "qc.tsv") == {"a": ("", ""), "b": ("pass", "")}
     (tmp_path / "qc.tsv").write_bytes(b"\xff\x00\n")
-    assert qc_page.read_verdicts(tmp_path / "qc.tsv") == {}
+    assert read_verdicts(tmp_path / "qc.tsv") == {}
 
 
+KEPT_BEFORE = """
+<script>
+localStorage.setItem("refacecgan:" + location.pathname, JSON.stringify({
+  "sub-1/b_T2w.nii.gz": {verdict: "pass", note: "of an older face", made: "0123456789ab"}}));
+</script>
+"""
 STEPS = """
 <script>
 const said = {}, press = key => document.dispatchEvent(new KeyboardEvent("keydown", {key: key, bubbles: true}));
 const shown = () => scans.filter(scan => !scan.card.hidden).map(scan => scan.path.slice(6, 7)).join("");
 said.order = shown();
+said.begun = scans.map(scan => scan.verdict);
 said.pictures = document.querySelectorAll("article img").length;
 press("p");                                       // passes the first and goes on to the second
 press("n");
@@ -99,11 +107,24 @@ press("e");
 """
 
 
+def test_a_verdict_kept_by_the_browser_is_on_the_face_it_was_given_to(page: Path, tmp_path: Path):
+    """Another face of the same scan has no verdict yet."""
+    other = [outcome("sub-1/a_T1w.nii.gz", picture=PICTURE + "x"), *SCANS[1:]]
+    made = []
+    for scans in (SCANS, other):
+        qc_page.write(tmp_path / "index.html", scans, [], tmp_path / "none.tsv")
+        text = (tmp_path / "index.html").read_text()
+        entries = json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+        made.append({entry["path"]: entry["made"] for entry in entries})
+    assert [path for path in made[0] if made[0][path] != made[1][path]] == ["sub-1/a_T1w.nii.gz"]
+
+
 def test_keys_filter_and_export_in_chromium(page: Path, tmp_path: Path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no Chromium is installed")
-    page.write_text(page.read_text().replace("</body>", STEPS))
+    text = page.read_text().replace("</body>", STEPS)
+    page.write_text(text.replace('<script id="data"', KEPT_BEFORE + '<script id="data"'))
     done = subprocess.run(
         [
             browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
@@ -113,15 +134,17 @@ def test_keys_filter_and_export_in_chromium(page: Path, tmp_path: Path):
     )  # fmt: skip
     said = json.loads(html.unescape(re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
     assert said["order"] == "bca" and said["pictures"] == 3
+    assert said["begun"] == ["", "", "fail"]
     assert said["focus"] == "note"
     assert said["verdicts"] == ["", "fail", "fail"]
     assert said["filtered"] == "b"
     assert said["open"] == "b"
     assert said["count"].startswith("2 of 3 judged, 1 shown")
-    assert said["kept"]["sub-1/c_</script><b>.nii.gz"] == {"verdict": "fail", "note": "look here"}
+    kept = said["kept"]["sub-1/c_</script><b>.nii.gz"]
+    assert (kept["verdict"], kept["note"]) == ("fail", "look here") and len(kept["made"]) == 12
     exported = tmp_path / "exported.tsv"
     exported.write_text(said["table"])
-    assert qc_page.read_verdicts(exported) == {
+    assert read_verdicts(exported) == {
         "sub-1/b_T2w.nii.gz": ("", ""),
         "sub-1/c_</script><b>.nii.gz": ("fail", "look here"),
         "sub-1/a_T1w.nii.gz": ("fail", "nose twice"),

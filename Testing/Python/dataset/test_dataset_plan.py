@@ -14,9 +14,9 @@ import pytest
 from data_sets import contents, describe, time_series, write
 from filelock import FileLock
 from RefaceCGANLib import Volume
-from RefaceCGANLib.dataset import bids, bids_app, plan, runner, sessions
+from RefaceCGANLib.dataset import another_face, bids, bids_app, plan, runner, sessions
 from RefaceCGANLib.dataset.discovery import Found, Series, Wanted, discover, fits, guessed
-from RefaceCGANLib.dataset.plan import Row
+from RefaceCGANLib.dataset.plan import Outcome, Row
 from RefaceCGANLib.errors import InputError
 
 NOISE = np.random.default_rng(3).integers(0, 200, (40, 44, 48)).astype(np.int16)
@@ -108,12 +108,18 @@ def test_links_are_followed_to_files_that_are_there(bids_root: Path):
 
 
 def test_in_a_plain_folder_the_first_folder_is_the_person(tmp_path: Path):
-    for path in ("anna/2024/t1_mprage.nii.gz", "anna/2025/t2_tse.nrrd", "bob.mgz", "anna/2024/lesion_mask.nii.gz"):
+    for path in (
+        "anna/2024/t1_mprage.nii.gz",
+        "anna/2025/t2_tse.nrrd",
+        "bob.mgz",
+        "anna/2024/lesion_mask.nii.gz",
+        "carl/2024/mr/1/flair.nii",
+    ):
         write(tmp_path / path, b"x")
     found = discover(tmp_path)
     assert found.layout == "folder"
     assert [(one.subject, one.session, one.suffix) for one in found.series] == [
-        ("bob", "", ""), ("anna", "2024", "T1w"), ("anna", "2025", "T2w"),
+        ("bob", "", ""), ("anna", "2024", "T1w"), ("anna", "2025", "T2w"), ("carl", "2024/mr/1", "FLAIR"),
     ]  # fmt: skip
     assert rows_of(found)["anna/2024/lesion_mask.nii.gz"][0] == "withhold"
 
@@ -168,6 +174,17 @@ def test_a_plan_reads_back_as_it_was_written(tmp_path: Path):
     plan.write(rows, tmp_path / "plan.tsv")
     assert plan.read(tmp_path / "plan.tsv") == sorted(rows, key=lambda row: row.path)
     assert plan.read(tmp_path / "nothing.tsv") == []
+
+
+def test_a_derivative_has_a_name_of_its_own_and_inherits_its_sidecar(tmp_path: Path):
+    assert bids.target_name("sub-1/anat/sub-1_T1w.nii.gz", "reface") == "sub-1/anat/sub-1_desc-refaced_T1w.nii.gz"
+    name = "sub-1/func/sub-1_task-rest_desc-raw_bold.nii.gz"
+    assert bids.target_name(name, "deface") == "sub-1/func/sub-1_task-rest_desc-defaced_bold.nii.gz"
+    image = "sub-1/func/sub-1_task-rest_run-1_bold.nii.gz"
+    names = ("bold.json", "task-rest_bold.json", "sub-1/func/sub-1_task-rest_run-1_bold.json")
+    for path in (*names, "task-other_bold.json", "T1w.json", "sub-1/sub-1_task-rest_run-2_bold.json"):
+        write(tmp_path / path, {})
+    assert bids.sidecars_of(tmp_path, image) == list(names)
 
 
 def test_sidecars_of_a_withheld_scan_are_left_out():
@@ -247,6 +264,19 @@ def test_an_output_that_cannot_be_made(refused, bids_root: Path, tmp_path: Path)
     assert "cannot be written" in refused(bids_root, tmp_path / "file" / "out")
 
 
+def test_an_output_on_a_read_only_disk(refused, bids_root: Path, tmp_path: Path, monkeypatch):
+    make = Path.mkdir
+
+    def read_only(self: Path, *arguments: object, **options: object) -> None:
+        if tmp_path / "out" in (self, *self.parents):
+            raise OSError(errno.EROFS, "Read-only file system")
+        make(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    line = refused(bids_root, tmp_path / "out")
+    assert "cannot be written (Read-only file system); choose another output" in line
+
+
 def test_two_runs_on_one_output(refused, bids_root: Path, tmp_path: Path):
     (tmp_path / "out/.refacecgan").mkdir(parents=True)
     with FileLock(tmp_path / "out/.refacecgan/lock"):
@@ -310,18 +340,23 @@ def test_a_full_disk_ends_the_run(refused, tmp_path: Path, monkeypatch):
     assert not (tmp_path / "out/notes.txt").exists()
 
 
-def test_a_full_disk_amid_the_scans_ends_the_run(refused, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "no space is left"), (errno.EROFS, "Read-only file system")]
+)
+def test_a_disk_that_takes_no_more_amid_the_scans_ends_the_run(
+    refused, tmp_path: Path, monkeypatch, number: int, words: str
+):
     time_series(noise(), 2, tmp_path / "in/anna/rest.nii.gz")
     replace = os.replace
 
     def full(source: Path, target: Path) -> None:
         if str(target).endswith(".nii.gz"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(number, os.strerror(number))
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
     line = refused(tmp_path / "in", tmp_path / "out", "--timeseries", "keep", "--jobs", 1)
-    assert "no space is left" in line
+    assert words in line
     monkeypatch.undo()
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
@@ -340,6 +375,81 @@ def test_what_shows_no_head_or_is_broken_is_withheld(refacecgan: Callable, tmp_p
         "anna/notes.txt"
     ]
     assert str(tmp_path) not in (output / "qc/plan.tsv").read_text() + (output / "qc/log.jsonl").read_text()
+
+
+def test_a_file_that_may_not_be_read_is_withheld_and_the_rest_is_done(
+    refacecgan: Callable, tmp_path: Path, monkeypatch
+):
+    source, output = tmp_path / "in", tmp_path / "out"
+    time_series(noise(), 2, source / "anna/secret.nii.gz")
+    time_series(noise(), 2, source / "bob/rest.nii.gz")
+    opened = Path.open
+
+    def forbidden(self: Path, *arguments: object, **options: object) -> object:
+        if self.name == "secret.nii.gz":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    done = refacecgan("dataset", source, output, "--device", "cpu", "--jobs", 1, "--timeseries", "keep")
+    assert done.status == 3
+    assert any("anna/secret.nii.gz: " in line and "may not be read" in line for line in done.out), done.out
+    assert [path for path in contents(output) if path.endswith(".nii.gz")] == ["bob/rest.nii.gz"]
+
+
+def test_copies_are_hard_links_on_request(refacecgan: Callable, tmp_path: Path, monkeypatch):
+    """Where the disk has none they are copies, and a file that is made anew never changes the input."""
+    source, output, other = tmp_path / "in", tmp_path / "out", tmp_path / "other"
+    time_series(noise(), 2, source / "bob/rest.nii.gz")
+    write(source / "bob/notes.txt", "x")
+    options = ("--device", "cpu", "--jobs", 1, "--timeseries", "keep")
+
+    def linked(folder: Path) -> list[bool]:
+        return [os.path.samefile(source / path, folder / path) for path in ("bob/rest.nii.gz", "bob/notes.txt")]
+
+    for _ in range(2):  # a second run finds the links there
+        assert refacecgan("dataset", source, output, *options, "--link").status == 0
+        assert linked(output) == [True, True]
+    assert not list(output.rglob(".refacecgan-*"))
+    assert refacecgan("dataset", source, output, *options).status == 0
+    assert linked(output)[1] is False
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "Cross-device link")))
+    assert refacecgan("dataset", source, other, *options, "--link").status == 0
+    assert linked(other) == [False, False]
+    assert (other / "bob/notes.txt").read_text() == "x"
+
+
+def test_only_a_bids_data_set_has_a_derivatives_folder(refused, tmp_path: Path):
+    write(tmp_path / "in/anna/noise.nii.gz", noise())
+    assert "is no BIDS data set" in refused(tmp_path / "in", tmp_path / "out", "--layout", "derivatives")
+
+
+def test_another_face_needs_a_finished_run(refused, bids_root: Path, tmp_path: Path):
+    assert "holds no finished run" in refused(bids_root, tmp_path / "out", "--another-face", "01")
+
+
+@pytest.mark.parametrize("given", ["01", "sub-01"])
+def test_the_command_says_whose_face_was_changed(
+    refacecgan: Callable, bids_root: Path, tmp_path: Path, monkeypatch, given: str
+):
+    asked = []
+
+    def other(source: Path, output: Path, subject: str, key: Path | None, progress: Callable) -> list[Outcome]:
+        asked.append((source, output, subject, key))
+        return [Outcome(Row("a_T1w.nii.gz", subject, "", "reface", "T1w.", "", ("The chin is cut off.",)))]
+
+    monkeypatch.setattr(another_face, "another_face", other)
+    done = refacecgan(
+        "dataset", bids_root, tmp_path / "out", "--another-face", given, "--key-file", tmp_path / "k"
+    )
+    assert done.status == 0 and asked == [(bids_root, tmp_path / "out", "01", tmp_path / "k")]
+    assert done.out == ["01 has another face in 1 series:", "  a_T1w.nii.gz: reface"]
+    assert any("The chin is cut off." in line for line in done.err)
+
+
+def test_which_face_people_have_is_not_guessed(refused, bids_root: Path, tmp_path: Path):
+    write(tmp_path / "out/.refacecgan/faces.json", "{")
+    assert "faces.json is damaged" in refused(bids_root, tmp_path / "out")
 
 
 def test_a_dry_run_decides_and_writes_the_plan_alone(refacecgan: Callable, tmp_path: Path):

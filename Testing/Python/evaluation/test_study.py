@@ -493,6 +493,14 @@ def test_processes_go_on_when_one_raises_or_dies() -> None:
     assert sorted(said) == [f"did {n}" for n in (1, 2, 3, 4)]
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_single_task_is_done_here_or_on_request_apart(apart: bool) -> None:
+    found: list[tuple[Any, str | None]] = []
+    pool.run(errand, [1], 1, lambda *_: None, lambda task, *rest: found.append(rest), apart)
+    [(result, reason)] = found
+    assert reason is None and result[0] == 1 and (result[1] != os.getpid()) is apart
+
+
 def test_when_it_is_interrupted_no_process_is_left() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -41,10 +41,10 @@ DARK = {"Window": "#2d2d30", "WindowText": "#e6e6e6", "Base": "#1f1f22", "Text":
 """Colours of a dark theme, by role."""
 
 
-def wait(what: str, is_there: Callable[[], bool], began: float) -> None:
-    """Let the application live until something is there, and say how long it took since `began`, and the longest
-    time that the panel's code kept the window from answering (of the processor, so that a busy computer does not
-    count)."""
+def wait(what: str, is_there: Callable[[], bool], began: float) -> tuple[float, float]:
+    """Let the application live until something is there, and say and return how long it took since `began`, and
+    the longest time that the panel's code kept the window from answering (of the processor, so that a busy
+    computer does not count); seconds."""
     application, longest = qt_stand_ins.application(), 0.0
     while not is_there():
         before = time.thread_time()
@@ -52,7 +52,9 @@ def wait(what: str, is_there: Callable[[], bool], began: float) -> None:
         longest = max(longest, time.thread_time() - before)
         time.sleep(0.005)
         assert time.monotonic() - began < 240, what
-    print(f"{what}: {time.monotonic() - began:.1f} s (window busy for {longest:.2f} s at most)", flush=True)
+    took = time.monotonic() - began
+    print(f"{what}: {took:.1f} s (window busy for {longest:.2f} s at most)", file=sys.stderr, flush=True)
+    return took, longest
 
 
 def darken() -> None:
@@ -80,6 +82,14 @@ def row_of(names: tuple[str, ...], height: int) -> np.ndarray:
             view.logic.ResizeSliceNode(VIEWS[0] // len(names), height)
     pictures = np.concatenate([view.picture() for view in views], axis=1)
     return np.pad(pictures, [(0, 0), (0, VIEWS[0] - pictures.shape[1]), (0, 0)])
+
+
+def views() -> np.ndarray:
+    """Both faces, and the slices below, as they are on screen."""
+    qt_stand_ins.application().processEvents()
+    return np.concatenate([
+        row_of((layout.ORIGINAL_VIEW, layout.REFACED_VIEW), ROW), row_of(tuple(layout.SLICES), VIEWS[1] - ROW)
+    ])  # fmt: skip
 
 
 def draw(path: Path, face_models: Path | None) -> None:
@@ -117,15 +127,12 @@ def draw(path: Path, face_models: Path | None) -> None:
     ui.saveFolder.currentPath = "/data/shared"
     ui.threeQuarterButton.click()
     panel.see.faces.fit()
-    qt_stand_ins.application().processEvents()
-    views = np.concatenate([
-        row_of((layout.ORIGINAL_VIEW, layout.REFACED_VIEW), ROW), row_of(tuple(layout.SLICES), VIEWS[1] - ROW)
-    ])  # fmt: skip
-    surface.write_png(np.concatenate([picture_of(made.parent), views], axis=1), path)
+    shown = views()
+    surface.write_png(np.concatenate([picture_of(made.parent), shown], axis=1), path)
     darken()
     panel.refresh()
     qt_stand_ins.application().processEvents()
-    dark = np.concatenate([picture_of(made.parent), views], axis=1)
+    dark = np.concatenate([picture_of(made.parent), shown], axis=1)
     surface.write_png(dark, path.with_name(f"{path.stem}-dark.png"))
     made.close()
 

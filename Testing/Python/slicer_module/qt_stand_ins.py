@@ -149,6 +149,7 @@ class QSettings:
         self.kept.pop(key, None)
 
 
+qt.QShortcut = pythonqt(QtGui.QShortcut)  # type: ignore[attr-defined]
 qt.QTimer, qt.QEventLoop, qt.QSettings = pythonqt(QtCore.QTimer), pythonqt(QtCore.QEventLoop), QSettings  # type: ignore[attr-defined]
 
 

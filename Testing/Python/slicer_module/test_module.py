@@ -172,9 +172,12 @@ def test_the_module_list_and_the_sample_data() -> None:
         assert "re-identification" in parent.acknowledgementText and "anonymous face" in parent.helpText
         for registered in slicer.app.at_startup:
             registered()
-    source = qt_stand_ins.SampleDataLogic.sources[module.SAMPLE]
-    assert source["uris"].startswith("file:///") and source["fileNames"].endswith(".nii.gz")
-    assert hashlib.sha256(module.sampleHead().read_bytes()).hexdigest() == module.SAMPLE_SHA256
+    for name in module.SAMPLES:
+        source = qt_stand_ins.SampleDataLogic.sources[name]
+        assert source["uris"].startswith("file:///") and source["fileNames"].endswith(".nii.gz")
+        content = module.sampleHead(name).read_bytes()
+        assert source["checksums"] == f"SHA256:{hashlib.sha256(content).hexdigest()}"
+        assert len(content) <= 3_000_000
 
 
 def test_importing_the_module_loads_nothing_that_slicer_may_lack() -> None:

@@ -4,7 +4,8 @@ verdict says, and saving by the engine."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,16 @@ import slicer
 
 qt_stand_ins.install()
 
+from panel_world import REPORT, World, add_head, reason
 from RefaceCGANLib.models.model import Model
 from RefaceCGANSlicer import layout, sections
 from RefaceCGANSlicer.engine import EngineError
 from RefaceCGANSlicer.verdict import verdict_of
-from slicer_offscreen import slicer_with
-from test_panel import REPORT, World, add_head, reason
 
 QtCore = qt_stand_ins.QtCore
 WIDTH, HEIGHT = 400, 440
 """What a screen of 1366 x 768 pixels leaves of the panel under Slicer's title, menu, tool bars and header."""
 SECOND = {"name": "brain_second_opinion_ml", "value": 0.4, "limit": [0.0, 1.0], "passed": True}
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    qt_stand_ins.errors.clear()
-    with slicer_with(window=False) as made:
-        world = World(made)
-        yield world
-        assert not qt_stand_ins.errors
-        world.panel.close()
-        world.root.close()
 
 
 def bottom_of(world: World, widget: Any) -> int:
@@ -101,6 +90,72 @@ def test_one_keyboard_path_leads_from_the_scan_to_the_files(world: World, tmp_pa
     assert [name for name in passed if name in wanted] == wanted
     texts = {name: getattr(world.ui, name).text for name in ("refaceButton", "anotherButton", "saveButton")}
     assert texts == {"refaceButton": "&Reface", "anotherButton": "&Another face", "saveButton": "&Save"}
+
+
+# --- DICOM ------------------------------------------------------------------------------------------------
+
+
+class Database:
+    """Slicer's DICOM database, of files that are there or not."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def fileForInstance(self, uid: str) -> str:
+        return str(self.folder / f"{uid}.dcm")
+
+
+@pytest.fixture
+def from_dicom(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A refaced head whose original came as two DICOM files, with Save set to DICOM."""
+    for uid in ("1.2.3", "1.2.4"):
+        (tmp_path / f"{uid}.dcm").write_bytes(b"DICM")
+    monkeypatch.setattr(slicer, "dicomDatabase", Database(tmp_path), raising=False)
+    world.refaced()
+    world.parameters.inputVolume.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
+    world.ui.saveFolder.currentPath = str(tmp_path)
+    world.ui.saveFormat.currentIndex = sections.FORMATS.index(sections.DICOM)
+    return world
+
+
+def test_a_scan_from_dicom_is_saved_back_as_its_series(from_dicom: World, tmp_path: Path) -> None:
+    world = from_dicom
+    assert world.ui.databaseCheck.visible and not world.ui.maskCheck.visible
+    world.ui.saveButton.click()
+    [folder] = [what for command, what in world.session.asked if command == "save_dicom"]
+    [content] = [what for command, what in world.session.asked if command == "series"]
+    assert folder == str(tmp_path / "refaced")
+    assert content["sources"] == [str(tmp_path / f"{uid}.dcm") for uid in ("1.2.3", "1.2.4")]
+    changed = content["volume"] != slicer.util.arrayFromVolume(world.parameters.inputVolume).T
+    assert changed.any() and not changed[content["face_region"] == 0].any() and content["seed"] == 7
+    assert world.ui.savedLabel.text.splitlines() == ["✔ Saved: refaced", "This is no DICOM anonymiser."]
+
+
+@pytest.mark.parametrize(("taken", "words"), [(True, "✔ Saved"), (False, "did not take it")])
+def test_the_new_series_goes_into_slicer_s_database_on_request(
+    from_dicom: World, tmp_path: Path, taken: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[str] = []
+    utils = types.SimpleNamespace(importDicom=lambda folder, database: added.append(folder) or taken)
+    monkeypatch.setitem(sys.modules, "DICOMLib", types.SimpleNamespace(DICOMUtils=utils))
+    from_dicom.ui.saveButton.click()
+    assert not added
+    from_dicom.ui.databaseCheck.checked = True
+    from_dicom.ui.saveButton.click()
+    assert added == [str(tmp_path / "refaced")] and words in from_dicom.ui.savedLabel.text
+
+
+@pytest.mark.parametrize("what", ["not loaded from DICOM", "a file has gone", "the original has gone"])
+def test_what_is_no_dicom_any_more_is_not_saved_as_dicom(from_dicom: World, tmp_path: Path, what: str) -> None:
+    if what == "not loaded from DICOM":
+        from_dicom.parameters.inputVolume.RemoveAttribute("DICOM.instanceUIDs")
+    elif what == "a file has gone":
+        (tmp_path / "1.2.4.dcm").unlink()
+    else:
+        from_dicom.scene.RemoveNode(from_dicom.parameters.inputVolume)
+    from_dicom.panel.refresh()
+    sentence = "Load the original by Slicer's DICOM module first, or choose another format."
+    assert reason(from_dicom.ui.saveButton) == sentence
 
 
 # --- the verdict ------------------------------------------------------------------------------------------

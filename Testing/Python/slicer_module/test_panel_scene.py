@@ -4,7 +4,6 @@ scene."""
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,11 @@ import slicer
 
 qt_stand_ins.install()
 
+from panel_world import SHAPE, World, add_head, head_array, reason
 from RefaceCGANLib.errors import InputError
 from RefaceCGANSlicer import scene
 from RefaceCGANSlicer.engine import EngineError
-from slicer_offscreen import complaints, item_of, slicer_with
-from test_panel import SHAPE, World, add_head, head_array, reason
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    qt_stand_ins.errors.clear()
-    with slicer_with(window=False) as made:
-        world = World(made)
-        yield world
-        assert not qt_stand_ins.errors
-        world.panel.close()
-        world.root.close()
+from slicer_offscreen import complaints, item_of
 
 
 def later() -> None:

@@ -268,6 +268,16 @@ def test_another_face_changes_the_right_view_only(stage: Stage, pair: Pair) -> N
     assert [node.GetForegroundVolumeID() for node in composites] == [None, other.GetID()]
 
 
+def test_a_scan_without_its_original_is_shown_alone_and_says_so(stage: Stage) -> None:
+    """As the review of a data set does it, on whose left no other scan may be taken for the original."""
+    alone = views.show_faces(stage.faces.refaced, stage.faces.refaced, quick=True)
+    view = slicer.app.layoutManager().shown(layout.three_d_views()[0].GetName())
+    assert view.annotation.GetText(view.annotation.UpperLeft) == "Refaced (no original)"
+    assert alone.is_whole()
+    views.show_faces(stage.faces.original, stage.faces.refaced, quick=True)
+    assert view.annotation.GetText(view.annotation.UpperLeft) == "Original"
+
+
 def test_the_volumes_themselves_can_be_rendered(stage: Stage) -> None:
     surfaces = [stage.picture(name) for name in BOTH]
     before = ids(stage.scene)
