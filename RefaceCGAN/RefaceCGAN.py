@@ -37,8 +37,14 @@ IS_SAMPLE = "RefaceCGAN.sample"
 BEFORE_OTHERS = 100.0
 """Priority of an observer that hears of a node's removal before Slicer's selectors do."""
 SAMPLE = "RefaceCGANAverageHead"
-SAMPLE_FILE = "average_head.nii.gz"
-SAMPLE_SHA256 = "ea363c1e367016778f7120db3f8ccb234e10f087f239697ff91d63a0ae593224"
+SAMPLES = {
+    SAMPLE: (
+        "average_head.nii.gz",
+        "AverageHead",
+        "ea363c1e367016778f7120db3f8ccb234e10f087f239697ff91d63a0ae593224",
+    ),
+}
+"""By the name of a sample: its file, the name of its node, and the file's SHA-256."""
 
 
 class RefaceCGAN(ScriptedLoadableModule):
@@ -64,28 +70,29 @@ class RefaceCGAN(ScriptedLoadableModule):
         slicer.app.connect("startupCompleted()", registerLayout)
 
 
-def sampleHead() -> Path:
-    """The sample head that comes with the module: beside it where installed, in the repository otherwise."""
+def sampleHead(sample: str = SAMPLE) -> Path:
+    """A sample head that comes with the module: beside it where installed, in the repository otherwise."""
     folder = Path(__file__).resolve().parent
     places = [folder / "Resources" / "SampleData", folder.parent / "Resources" / "SampleData"]
     for place in places:
-        if (place / SAMPLE_FILE).is_file():
-            return place / SAMPLE_FILE
+        if (place / SAMPLES[sample][0]).is_file():
+            return place / SAMPLES[sample][0]
     raise RuntimeError(_("The sample head is missing; install RefaceCGAN again."))
 
 
 def registerSampleData() -> None:
-    """Offer the sample head in the Sample Data module; it is on this disk, so no network is needed."""
+    """Offer the sample heads in the Sample Data module; they are on this disk, so no network is needed."""
     import SampleData
 
-    SampleData.SampleDataLogic.registerCustomSampleDataSource(
-        category="RefaceCGAN",
-        sampleName=SAMPLE,
-        uris=sampleHead().as_uri(),
-        fileNames=f"RefaceCGAN_{SAMPLE_FILE}",
-        nodeNames="AverageHead",
-        checksums=f"SHA256:{SAMPLE_SHA256}",
-    )
+    for sample, (file, node, sha256) in SAMPLES.items():
+        SampleData.SampleDataLogic.registerCustomSampleDataSource(
+            category="RefaceCGAN",
+            sampleName=sample,
+            uris=sampleHead(sample).as_uri(),
+            fileNames=f"RefaceCGAN_{file}",
+            nodeNames=node,
+            checksums=f"SHA256:{sha256}",
+        )
 
 
 def registerLayout() -> None:
@@ -247,7 +254,8 @@ class RefaceCGANWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not self._parameters or self._parameters.inputVolume:
             return
         for node in slicer.util.getNodesByClass(scene.SCAN):
-            if node.GetClassName() == scene.SCAN and node.GetImageData() and not scene.is_result(node):
+            offered = node.GetClassName() == scene.SCAN and not node.GetHideFromEditors()
+            if offered and node.GetImageData() and not scene.is_result(node):
                 self._parameters.inputVolume = node
                 return
 

@@ -104,6 +104,11 @@ def check(
     return results
 
 
+def value_of(results: list[Check], name: str) -> float:
+    """What a check measured; NaN where it was not made."""
+    return next((entry.value for entry in results if entry.name == name), float("nan"))
+
+
 def _untouched_tissue(
     before: np.ndarray, changed: np.ndarray, region: np.ndarray, original: Volume, skin: float
 ) -> int:
@@ -118,6 +123,15 @@ def _untouched_tissue(
     if np.count_nonzero(same) < 27:
         return 0
     return int(np.count_nonzero(ndimage.binary_erosion(same, np.ones((3, 3, 3)))))
+
+
+def check_defaced(original: Volume, defaced: Volume, anatomy: Anatomy, air: float) -> list[Check]:
+    """The checks of a scan whose face region was emptied, both native; air: the level of air. Raises CheckError
+    with the first that failed."""
+    results = check(original, defaced, anatomy, air, anatomy.face_region, expected_ml=0.0)
+    results = [entry for entry in results if entry.name != "face_tissue_ratio"]  # there is to be no face
+    enforce(results)
+    return results
 
 
 def enforce(results: list[Check]) -> None:

@@ -31,8 +31,14 @@ if TYPE_CHECKING:
 
 ALIGN_MM = 4.0
 """Voxel size of the grid on which a face region is aligned with the template's."""
-ALIGN_SMOOTHINGS, ALIGN_ROUNDS = (4, 1), 10
-"""Times that both regions are smoothed over 3x3x3 voxels, coarse to fine, and Gauss-Newton steps for each."""
+ALIGN_SMOOTHINGS, ALIGN_ROUNDS = ((4, False), (1, True)), 10
+"""Times that both regions are smoothed over 3x3x3 voxels, coarse to fine, and whether the map is affine then, or a
+similarity; and Gauss-Newton steps for each."""
+MOST_STRETCH = 1.25
+"""An alignment that stretches the guess more (1.15 at most in the 15 heads of val/) has gone astray."""
+PLACED_MM = 15.0
+"""The map found without the face places the average face no further than this (root mean square) from where the
+whole head has it: 8 mm at most in the 15 heads of val/."""
 SKIN_NEAR = 4
 """Voxels of 2 mm around the face region whose tissue tells where the skin begins."""
 ALIGNED = 0.7
@@ -73,6 +79,12 @@ class Defaced:
         if not aligned:
             guess = _guess(small, tissue, found.view, network, template)
             to_template = _align(found.face_region, found.view, guess, template)
+            apart = locating.face_moved(found.to_template, to_template, found.view.spacing, template)
+            if apart > PLACED_MM:  # tells that something went wrong, and nothing else of the face
+                raise CheckError(
+                    f"The place of the face could not be found without the face (off by {apart:.0f} mm); "
+                    "give a face region, or a scan with less artefact."
+                )
         region = resample_axes(found.face_region, found.view.spacing, SPACING) > 0
         near = dilate(torch.from_numpy(region), SKIN_NEAR).numpy() & ~region & tissue
         skin = skin_threshold(small, (SPACING,) * 3)
@@ -159,9 +171,9 @@ def _align(region: np.ndarray, view: AslView, guess: np.ndarray, template: Templ
     points = mapped(np.argwhere(np.ones(fixed.shape, bool)), to_mm)
     middle = np.abs(points[:, 0]) < locating.EAR_MM  # ears are in the region of some
     scaled = np.c_[points / 100, np.ones(len(points))][middle]  # parameters of like size
-    mapping = np.linalg.inv(guess @ axes_matrix(view.spacing, ALIGN_MM))
+    mapping = locating._similarity(np.linalg.inv(guess @ axes_matrix(view.spacing, ALIGN_MM)))
     seen = torch.ones_like(moving)
-    for times in ALIGN_SMOOTHINGS:
+    for times, affine in ALIGN_SMOOTHINGS:
         image, target = smoothed(moving, times), smoothed(fixed, times).numpy().ravel()[middle]
         stack = torch.stack([image, *torch.gradient(image), seen])
         for _ in range(ALIGN_ROUNDS):
@@ -170,7 +182,9 @@ def _align(region: np.ndarray, view: AslView, guess: np.ndarray, template: Templ
             jacobian = (at[1:4, use].T[:, :, None] * scaled[use][:, None, :]).reshape(-1, 12)
             normal = jacobian.T @ jacobian
             normal += (1e-3 * np.trace(normal) / 12 + 1e-9) * np.eye(12)
-            change = np.linalg.solve(normal, jacobian.T @ (target[use] - at[0, use])).reshape(3, 4)
+            free = np.eye(12) if affine else locating._similar_steps(mapping)
+            right = jacobian.T @ (target[use] - at[0, use])
+            change = (free @ np.linalg.solve(free.T @ normal @ free, free.T @ right)).reshape(3, 4)
             mapping[:3] += change / np.array([100.0, 100.0, 100.0, 1.0])
             if np.abs(change).max() < 0.01:
                 break
@@ -179,9 +193,8 @@ def _align(region: np.ndarray, view: AslView, guess: np.ndarray, template: Templ
     )
     target = fixed.numpy().ravel()[middle] * both[1]
     dice = 2 * float(np.minimum(both[0], target).sum()) / max(float((both[0] + target).sum()), 1e-6)
-    if dice < ALIGNED:
-        return guess
-    return np.asarray(np.linalg.inv(mapping) @ np.linalg.inv(axes_matrix(view.spacing, ALIGN_MM)))
+    aligned = np.asarray(np.linalg.inv(mapping) @ np.linalg.inv(axes_matrix(view.spacing, ALIGN_MM)))
+    return guess if dice < ALIGNED or locating.stretch(guess, aligned) > MOST_STRETCH else aligned
 
 
 def _usual_region(template: Template) -> Tensor:

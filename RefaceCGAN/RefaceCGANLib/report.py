@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from . import __version__
-from .volume.volume import Volume, atomic_path
+from .checks import Check, value_of
+from .volume.files import atomic_path
+from .volume.volume import Volume
 
 if TYPE_CHECKING:
-    from .checks import Check
     from .refacer import Prepared, Refacer
 
 VISUAL_FEATURES = {
@@ -31,14 +31,14 @@ VISUAL_FEATURES = {
 
 
 class Reported(Protocol):
-    """A refacer.Result, or what has its report."""
+    """A refacer.Result, a service.DefacedScan, or what else has a report."""
 
     @property
     def report(self) -> dict[str, Any]: ...
 
 
 def report_of(result: Reported, source: Path, output: Path | None = None) -> dict[str, Any]:
-    """What report.json holds of a refaced scan: the result's own report and which files it is about.
+    """What report.json holds: the report of a refaced or defaced scan, and which files it is about.
 
     source: the file or DICOM folder that was read.  output: the file that was written, if any.
     Raises OSError where one of them cannot be read.
@@ -46,37 +46,53 @@ def report_of(result: Reported, source: Path, output: Path | None = None) -> dic
     return {**result.report, **_files(source, output)}
 
 
-def report_of_defaced(
-    refacer: Refacer, prepared: Prepared, defaced: Volume, checks: Sequence[Check], source: Path, output: Path
+def scan_report(
+    refacer: Refacer,
+    prepared: Prepared,
+    after: Volume,
+    checks: list[Check],
+    seconds: dict[str, float],
+    seed: int | None = None,
+    dropout: float = 0.0,
+    force: bool = False,
 ) -> dict[str, Any]:
-    """The same of a scan that was defaced and given no face: no seed, and the weights are the anatomy's.
+    """What report.json holds of a scan, but for the names of files.
 
-    checks: what was measured (see `checks.check`).  Raises OSError where a file cannot be read.
-    """
+    after: the refaced scan, or without a seed the defaced one, which needs the weights of the anatomy alone.
+    checks: what was measured (`checks.check`).  seconds: of each stage.  force: a failed check did not stop it."""
     import torch
 
     original, anatomy = prepared.original, prepared.anatomy
-    changed = original.stored != defaced.stored
     voxel_ml = float(np.prod(original.spacing)) / 1000
+    face: dict[str, Any] = {} if seed is None else {"seed": seed, "dropout": dropout}
+    forced = {} if seed is None else {"forced": force and not all(entry.passed for entry in checks)}
+    weights = refacer.model.generator_sha256 if face else refacer.model.card["files"]["anatomy"]["sha256"]
     return {
         "program": "RefaceCGAN",
         "version": __version__,
         "model": refacer.model.id,
-        "model_sha256": str(refacer.model.card["files"]["anatomy"]["sha256"]),
+        "model_sha256": str(weights),
+        **face,
         "device": str(refacer.device),
         "threads": torch.get_num_threads(),
-        "seconds": {stage: round(value, 3) for stage, value in prepared.seconds.items()},
+        "seconds": rounded(seconds),
         "shape": list(original.shape),
         "voxel_size_mm": [round(mm, 4) for mm in original.spacing],
         "already_defaced": anatomy.already_defaced,
-        "brain_voxels_changed": int(np.count_nonzero(anatomy.view.to_asl(changed) & anatomy.brain_mask)),
-        "voxels_changed": int(np.count_nonzero(changed)),
+        "brain_voxels_changed": int(value_of(checks, "brain_voxels_changed")),
+        "voxels_changed": int(np.count_nonzero(after.stored != original.stored)),
         "face_region_ml": round(float(np.count_nonzero(anatomy.face_region)) * voxel_ml, 1),
+        "brain_agreement_dice": round(anatomy.agreement, 3),
         "template_misfit_mm": round(anatomy.misfit_mm, 2),
         "checks": [entry.report() for entry in checks],
+        **forced,
         "warnings": [*original.warnings, *anatomy.warnings, *refacer.warnings],
-        **_files(source, output),
     }
+
+
+def rounded(seconds: dict[str, float]) -> dict[str, float]:
+    """Seconds of each stage, to the millisecond."""
+    return {stage: round(value, 3) for stage, value in seconds.items()}
 
 
 def bids_sidecar(result: Reported) -> dict[str, Any]:

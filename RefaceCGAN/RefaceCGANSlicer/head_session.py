@@ -4,6 +4,7 @@ RefaceCGANLogic both stand on it."""
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from .verdict import FACE_DISTANCE
 
 POLL_MS = 30
 """How often the engine is asked for news while it works."""
+UID_KEY = secrets.token_hex(32)
+"""Decides the UIDs of DICOM series that are written until Slicer ends, so that those of a study stay together."""
 LOADING = 0.6
 """How much of the progress of `load` counts in a whole run, where there is something to load."""
 
@@ -251,6 +254,33 @@ class Session:
             return
         path = os.path.abspath(os.path.expanduser(path))
         self._request("save", callbacks, lasting=True, path=path, picture=picture, **content)
+
+    def save_dicom(self, node: Any, folder: str, **callbacks: Callable) -> None:
+        """Have a result written as the DICOM series that its original was loaded from, into a new folder; on_done
+        hears files, its name, and warnings. All series that are written until Slicer ends get consistent UIDs. It
+        is not given up by `cancel`."""
+        try:
+            content = scene.to_write_dicom(node)
+        except InputError as error:
+            callbacks["on_error"](error)
+            return
+        folder = os.path.abspath(os.path.expanduser(folder))
+        self._request("save_dicom", callbacks, lasting=True, folder=folder, uid_key=UID_KEY, **content)
+
+    def review_scan(self, output: str, path: str, originals: str | None, **callbacks: Callable) -> int:
+        """Have a scan of a finished run read, and its original; on_done hears the answer of the engine's command
+        `review_scan`. Returns a number for `give_up`; `cancel` leaves it alone."""
+        return self._request("review_scan", callbacks, lasting=True, output=output, path=path, originals=originals)
+
+    def another_person(
+        self, output: str, originals: str, subject: str, key_file: str | None, **callbacks: Callable
+    ) -> int:
+        """Have a person of a finished run given another face; on_done hears the answer of the engine's command
+        `another_person`. Returns a number for `give_up`, which leaves all as it was; `cancel` leaves it alone."""
+        return self._request(
+            "another_person", callbacks, lasting=True, output=output, originals=originals, subject=subject,
+            key_file=key_file,
+        )  # fmt: skip
 
     def pick(self, face: Face) -> None:
         if self.head:

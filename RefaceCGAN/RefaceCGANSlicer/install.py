@@ -25,11 +25,12 @@ NEEDED = {
     "nibabel": ("nibabel", (5, 2)),
     "SimpleITK": ("SimpleITK", (2, 3)),
     "scipy": ("scipy", (1, 11)),
+    "scikit-image": ("skimage", (0, 25)),
     "numpy": ("numpy", (1, 26)),
 }
 """By their names for pip: the module to import, and the oldest version that will do."""
 PYTHON = (3, 11)
-SIZES = {"torch": 190, "nibabel": 4}
+SIZES = {"torch": 190, "nibabel": 4, "scikit-image": 24}
 """Megabytes to download: the wheels for Linux with what they need in turn; torch for the processor alone."""
 ANSWER_SECONDS = 30
 

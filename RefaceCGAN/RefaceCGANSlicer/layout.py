@@ -74,6 +74,12 @@ def activate() -> None:
         )
 
 
+def label_original(text: str) -> None:
+    """Write another text than "Original" into the left 3D view, until the faces are shown anew."""
+    corner = _widget_of(three_d_views()[0]).cornerAnnotation()
+    corner.SetText(corner.UpperLeft, text)
+
+
 def is_shown() -> bool:
     """Whether the window shows our layout."""
     return slicer.app.layoutManager() is not None and _layout_node().GetViewArrangement() == LAYOUT

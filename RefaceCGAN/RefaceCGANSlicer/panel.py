@@ -22,6 +22,7 @@ from .drawn_faces import Face, Head
 from .engine import EngineError
 from .other_series import Study
 from .recognition import Recognition
+from .review_section import ReviewSection
 from .sections import Advanced, Judge, Save
 from .see_section import See
 from .verdict import INFO, RED, Verdict
@@ -97,6 +98,7 @@ class Panel:
         self.save = Save(ui, self)
         self.study = Study(ui, self)
         self.advanced = Advanced(ui, self)
+        self.review = ReviewSection(ui, self)
         self.recognition = Recognition(self)
         self.timer = qt.QTimer()
         self.timer.setInterval(TICK_MS)
@@ -252,6 +254,7 @@ class Panel:
             self.stop("")
         self.drop(None)
         self.session.empty()
+        self.review.scene_closing()
         self._chosen = self._input = self.description = self.message = None
         self._regions_left.clear()
         self.study.look()
@@ -267,6 +270,7 @@ class Panel:
         """To be called when the widget goes."""
         if self.run:
             self.stop("")
+        self.review.close()
         self.see.forget()
         self.recognition.timer.stop()
         self.scans_timer.stop()
@@ -327,6 +331,7 @@ class Panel:
         """Another Python is to run the engine."""
         self.session.close()
         self.save.interrupt()
+        self.review.interrupt()
         self.recognition.forget()
         self.check_engine()
         self.refresh()
@@ -533,7 +538,7 @@ class Panel:
         self._show_verdict()
         self._show_faces()
         ui.saveFrame.setVisible(bool(face))
-        for section in (self.see, self.judge, self.save, self.study, self.advanced):
+        for section in (self.see, self.judge, self.save, self.study, self.advanced, self.review):
             section.refresh(self.why_no_face())
 
     def _input_text(self, defaced: bool | None) -> str:

@@ -234,6 +234,21 @@ def add_result(
     return node
 
 
+def add_shown(scene: Any, array: np.ndarray, affine: np.ndarray, name: str) -> Any:
+    """Put a volume into the scene to look at it alone: array (I, J, K), affine (4, 4) voxel to RAS+ mm. It is not
+    listed among the scene's data, offered as an input, or saved with the scene."""
+    node = scene.CreateNodeByClass(SCAN)
+    node.UnRegister(None)
+    node.SetName(name)
+    node.SetHideFromEditors(True)
+    node.SetSaveWithScene(False)
+    scene.AddNode(node)
+    slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(array.T))
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.asarray(affine, dtype=float)))
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
 def add_face_region(result_node: Any, region: np.ndarray) -> Any:
     """Put the face region (bool, I, J, K, in the result's geometry) into the scene as a segmentation node beside
     the result, which refers to it. Slices show its outline, 3D views do not; Segment Editor can edit it."""
@@ -445,6 +460,49 @@ def to_write(result_node: Any, mask: bool = True, report: bool = True) -> dict[s
         "source": None if source is None else str(source),
         "protected": [str(path) for path in _files_of_others(result_node)],
     }
+
+
+def dicom_files_of(result_node: Any) -> list[Path]:
+    """The files of the DICOM series that the original of a result was loaded from, by Slicer's database; none
+    where it was loaded otherwise, or where one of them is not there any more."""
+    original, database = original_of(result_node), getattr(slicer, "dicomDatabase", None)
+    uids = (original.GetAttribute("DICOM.instanceUIDs") or "").split() if original is not None else []
+    if not uids or database is None:
+        return []
+    files = [Path(database.fileForInstance(uid) or "") for uid in uids]
+    return files if all(file.is_file() for file in files) else []
+
+
+def to_write_dicom(result_node: Any) -> dict[str, Any]:
+    """What is written of a result as a DICOM series, as the engine's command `save_dicom` takes it.
+
+    Raises InputError where the node is no result, holds the original's voxels, has no face region in the scene, or
+    where its original was not loaded from DICOM."""
+    content, sources, region = (
+        to_write(result_node, False),
+        dicom_files_of(result_node),
+        face_region_of(result_node),
+    )
+    if not sources:
+        raise InputError(_("The original was not loaded by Slicer's DICOM module; choose another format."))
+    if region is None:
+        raise InputError(_("The face region was removed from the scene; draw another face first."))
+    original = original_of(result_node)
+    changed = np.asarray(content["volume"] != _array(original))
+    return {
+        "volume": content["volume"],
+        "affine": content["affine"],
+        "face_region": (region | changed).astype(np.uint8),
+        "sources": [str(file) for file in sources],
+        "seed": content["report"].get("seed"),
+    }
+
+
+def add_to_dicom_database(folder: Path) -> bool:
+    """Make a folder's DICOM series known to Slicer's database, where they lie; whether that was done."""
+    from DICOMLib import DICOMUtils
+
+    return bool(DICOMUtils.importDicom(str(folder), slicer.dicomDatabase))
 
 
 def write_result(

@@ -25,7 +25,9 @@ DETECTOR, RECOGNISER = (f"RefaceCGAN/{key}" for key in ("FaceDetector", "FaceRec
 """Keys of the application's settings."""
 SETTINGS = ("model", "candidates", "dropout", "threads", "defaced", "device", "faceThreshold")
 """The parameters that can be remembered."""
-FORMATS = (".nii.gz", ".nrrd", ".nii")
+DICOM = "DICOM"
+FORMATS = (".nii.gz", ".nrrd", ".nii", DICOM)
+"""The format DICOM is a folder with the series that the original was loaded from."""
 
 
 class Judge:
@@ -112,6 +114,7 @@ class Save:
             max(0, ui.saveFormat.findText(str(qt.QSettings().value(FORMAT, FORMATS[0]))))
         )
         ui.saveName.setText("refaced")  # not the scan's name, which may be the patient's
+        ui.saveFormat.connect("currentIndexChanged(int)", lambda _index: panel.refresh())
         on_path(ui.saveFolder, self._typed)
         ui.saveName.connect("textChanged(QString)", self._typed)
         ui.saveButton.connect("clicked()", self._save)
@@ -121,15 +124,21 @@ class Save:
 
     def refresh(self, no_face: str) -> None:
         ui = self.ui
-        for widget, tip in (
-            (ui.saveFolder, _("The folder that the files go into.")),
-            (ui.saveName, _("The name that all files begin with; it should not be the patient's.")),
-            (ui.saveFormat, _("The format of the scan and of the face region.")),
-            (ui.maskCheck, _("The voxels that were replaced, as a second volume.")),
-            (ui.reportCheck, _("What was done and measured, with your judgement, and a BIDS sidecar (JSON).")),
-            (ui.pictureCheck, _("A picture of the refaced head alone, never of the original.")),
+        series = self._as_dicom()
+        alone = _("A DICOM series is written alone; choose another format first.") if series else ""
+        for widget, why, tip in (
+            (ui.saveFolder, no_face, _("The folder that the files go into.")),
+            (ui.saveName, no_face, _("The name that all files begin with; it should not be the patient's.")),
+            (ui.saveFormat, no_face, _("The format of the files; DICOM: the series that the original came as.")),
+            (ui.maskCheck, no_face or alone, _("The voxels that were replaced, as a second volume.")),
+            (ui.reportCheck, no_face or alone, _("What was done and measured, your judgement, a BIDS sidecar.")),
+            (ui.pictureCheck, no_face or alone, _("A picture of the refaced head alone, never of the original.")),
+            (ui.databaseCheck, no_face, _("Show the new series in Slicer's DICOM module, too.")),
         ):
-            allow(widget, no_face, tip)
+            allow(widget, why, tip)
+        ui.databaseCheck.setVisible(series)
+        for widget in (ui.maskCheck, ui.reportCheck, ui.pictureCheck):
+            widget.setVisible(not series)
         writing = _("Wait until the files are written first.") if self._writing else ""
         why_not = no_face or writing or self._why_not()
         allow(ui.saveButton, why_not, _("Write the refaced scan alone, never the original."))
@@ -153,8 +162,13 @@ class Save:
         result = head.refacedNode if head else None
         self.held = [node.GetName() for node in scene.originals_in_scene(result)] if result else []
 
+    def _as_dicom(self) -> bool:
+        return bool(self.ui.saveFormat.currentText == DICOM)
+
     def _why_not(self) -> str:
         ui, head = self.ui, self.panel.session.head
+        if self._as_dicom() and head and head.refacedNode and not scene.dicom_files_of(head.refacedNode):
+            return _("Load the original by Slicer's DICOM module first, or choose another format.")
         if head and head.chosen and head.chosen.qc.passed is False:
             return _("You judged that this face failed; draw another one.")
         if not ui.saveFolder.currentPath.strip():
@@ -172,9 +186,10 @@ class Save:
         if not head or not head.chosen:
             return
         face, path = head.chosen, Path(ui.saveFolder.currentPath.strip()).expanduser()
-        path = path / (ui.saveName.text.strip() + ui.saveFormat.currentText)
+        series = self._as_dicom()
+        path = path / (ui.saveName.text.strip() + ("" if series else ui.saveFormat.currentText))
         question = _("{path} exists. Replace it?").format(path=path)
-        if path.exists() and not slicer.util.confirmOkCancelDisplay(question):
+        if path.exists() and not series and not slicer.util.confirmOkCancelDisplay(question):
             return
         verdict = verdict_of(face.report)
         question = "\n".join((f"{verdict.headline}.", *verdict.details, _("Save it all the same?")))
@@ -182,22 +197,32 @@ class Save:
             return
         self._writing, self._said = (token := object()), (None, "", GREEN)
         told = {
-            "on_done": lambda answer: self._written(token, face, answer["files"]),
+            "on_done": lambda answer: self._written(token, face, answer, path if series else None),
             "on_error": lambda error: self._not_written(token, face, error),
         }
-        self.panel.session.save(
-            head.refacedNode, str(path),
-            ui.maskCheck.checked, ui.reportCheck.checked, ui.pictureCheck.checked, **told,
-        )  # fmt: skip
+        if series:
+            self.panel.session.save_dicom(head.refacedNode, str(path), **told)
+        else:
+            self.panel.session.save(
+                head.refacedNode, str(path),
+                ui.maskCheck.checked, ui.reportCheck.checked, ui.pictureCheck.checked, **told,
+            )  # fmt: skip
         self.panel.refresh()
 
-    def _written(self, token: object, face: Any, names: list[str]) -> None:
+    def _written(self, token: object, face: Any, answer: dict[str, Any], series: Path | None) -> None:
         if self._writing is token:
             settings = qt.QSettings()
             settings.setValue(FOLDER, self.ui.saveFolder.currentPath)
             settings.setValue(FORMAT, self.ui.saveFormat.currentText)
-            text = f"{SYMBOLS[GREEN]} " + _("Saved: {names}").format(names=", ".join(names))
-            self._end(face, text, GREEN)
+            said = [f"{SYMBOLS[GREEN]} " + _("Saved: {names}").format(names=", ".join(answer["files"]))]
+            said += answer.get("warnings", [])
+            level = GREEN
+            if series and self.ui.databaseCheck.checked and not scene.add_to_dicom_database(series):
+                level, said = (
+                    AMBER,
+                    [*said, _("Slicer's DICOM database did not take it; import the folder there.")],
+                )
+            self._end(face, "\n".join(said), level)
 
     def _not_written(self, token: object, face: Any, error: Exception) -> None:
         if self._writing is token:

@@ -58,6 +58,7 @@ class See:
         self._listed: list[tuple[int, bool]] = []
         self._filling = False
         self._wanted: float | None = None  # the threshold that the slider was moved to last
+        self._pair: tuple[Any, Any] | None = None  # two scans that are shown in place of the session's head
         self._ahead: tuple[Any, Skin] | None = None  # the state of a scan, and its skin, made ahead of time
         self._refine = qt.QTimer()
         self._refine.setSingleShot(True)
@@ -82,6 +83,7 @@ class See:
         """Show the original and the face that was picked; what cannot be shown is said in the panel. `then` is
         called in any case, once that is done, unless something else is shown before."""
         self._stop()
+        self._pair = None
         head = self.panel.session.head
         assert head is not None and head.chosen is not None
         face, original = head.chosen, head.inputNode
@@ -126,6 +128,38 @@ class See:
         wanted = [*first, (head.refacedNode, PICTURE)]
         self._make(wanted, threshold, True, skins, failed)
 
+    def show_pair(self, left: Any, right: Any, then: Callable[[str], None]) -> None:
+        """Show two scans of one head that is not the session's, left one and right one, or one alone on both
+        sides. `then` hears why that cannot be done, or an empty text, unless something else is shown before."""
+        self._stop()
+        self.faces, self._pair = None, (left, right)
+
+        def skins(made: Sequence[Skin]) -> None:
+            sentence = ""
+            try:
+                self.faces = self.views.show_faces(left, right, quick=True, skins=(made[0], made[-1]))
+                self._show_limits()
+                self._list_places()
+                self._apply()
+                self._refine.start()
+            except Exception as error:
+                self.faces, sentence = None, sentence_of(error)
+                if not isinstance(error, (RefaceError, ImportError)):
+                    log.exception("The scans cannot be shown", exc_info=error)
+            then(sentence)
+            self.panel.refresh()
+
+        wanted = [(left, 0)] if left is right else [(left, 0), (right, 0)]
+        self._make(wanted, None, True, skins, lambda error: then(sentence_of(error)))
+
+    def forget_pair(self) -> None:
+        """The two scans of `show_pair` are about to leave the scene."""
+        if self._pair:
+            self._stop()
+            if self.faces:
+                self.views.remove()
+            self.faces = self._pair = None
+
     def make_ahead(self, node: Any) -> None:
         """Have the skin of a scan made before its faces are to be shown, while nothing else is to be done."""
         if self._job or (self._ahead and self._ahead[0] == state_of(node)):
@@ -155,7 +189,7 @@ class See:
         self._stop()
         if self.faces:
             self.views.remove()
-        self.faces = self._ahead = None
+        self.faces = self._ahead = self._pair = None
         self._pictures.clear()
 
     def _restore(self) -> None:
@@ -195,7 +229,7 @@ class See:
             except RefaceError as error:
                 over(partial(job.failed, error))
                 return
-            head = self.panel.session.head
+            head = None if self._pair else self.panel.session.head
             job.number = self.panel.session.skin(
                 array, affine, level, quick, picture, head.upright if head else None,
                 on_done=answered, on_error=lambda error: over(lambda: job.failed(error)),
@@ -262,7 +296,7 @@ class See:
         if self.panel.run:  # the processor is the engine's
             self._refine.start()
             return
-        if not head or self._job:
+        if not (head or self._pair) or self._job:
             return
         if faces and self.views.layout.is_shown() and any(faces.coarse):
             rough = [index for index in (0, 1) if faces.coarse[index]]
@@ -371,8 +405,8 @@ class See:
     def refresh(self, no_face: str) -> None:
         ui, head = self.ui, self.panel.session.head
         shown = bool(self.faces) and self.views.layout.is_shown()
-        hidden = no_face or ("" if shown else _("Show both faces first."))
-        already = _("Both faces are shown already.") if shown else ""
+        hidden = ("" if self._pair else no_face) or ("" if shown else _("Show both faces first."))
+        already = _("Both faces are shown already.") if shown and not self._pair else ""
         alone = "" if head is None or head.inputNode else _("Load the original first.")
         allow(
             ui.showButton,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import tempfile
 import time
 import unittest
@@ -393,6 +394,41 @@ class Story(TestCase):
         self.assertIs(self.session.head.refacedNode, refaced)
         self.assertEqual(scene.report_of(result)["brain_voxels_changed"], 0)
         slicer.mrmlScene.Clear()
+
+    def test_17_review_a_data_set(self) -> None:
+        """A scan of a finished run comes on screen beside its original; a verdict goes into the run's qc.tsv."""
+        from RefaceCGANLib.dataset.plan import Outcome, Row
+        from RefaceCGANLib.dataset.records import Records
+        from RefaceCGANLib.dataset.review import write_scans
+
+        from RefaceCGAN import sampleHead
+
+        if not slicer.app.layoutManager():
+            self.skipTest("Slicer runs without a window")
+        self.requireEngine()
+        slicer.mrmlScene.Clear()
+        before, review = self.ui.reviewOriginals.currentPath, self.panel.review
+        name, facts = "sub-1_T1w.nii.gz", {"subject": "1", "session": "", "action": "reface", "reason": "A test."}
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(sampleHead(), Path(folder) / name)
+            row = Row(name, "1", "", "reface", "A test.")
+            Records(Path(folder)).store(Outcome(row, (name,), {}, (name,), (name,)), "0" * 64)
+            (Path(folder) / "qc").mkdir()
+            write_scans(Path(folder) / "qc" / "scans.json", [{"path": name, **facts, "look": [], "checks": []}])
+            try:
+                self.ui.reviewOriginals.currentPath = folder
+                review.open(Path(folder))
+                self.waitFor(lambda: self.panel.see.faces or self.ui.reviewMessage.text[:1] not in "…", "the scan")
+                self.assertIsNotNone(self.panel.see.faces, self.ui.reviewMessage.text)
+                left, right = (slicer.util.arrayFromVolume(node) for node in self.panel.see.faces.nodes)
+                self.assertTrue(np.array_equal(left, right))
+                self.ui.reviewPassButton.click()
+                table = (Path(folder) / "qc" / "qc.tsv").read_text(encoding="utf-8")
+                self.assertEqual(table.splitlines()[1], f"{name}\tpass\tn/a")
+            finally:
+                review.close()
+                self.ui.reviewOriginals.currentPath = before
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode"), 0)
 
     @staticmethod
     def matrixOf(node: Any) -> np.ndarray:

@@ -74,6 +74,8 @@ class Faces:
         self._show_skins()
         for view in self._views:
             skin.light(view)
+        if original_node is refaced_node:
+            layout.label_original(_("Refaced (no original)"))
         self.look("frontal")
         self._show_slices()
         self.go_to("nose")
@@ -244,6 +246,8 @@ def show_faces(
     """Show two scans of one head: two linked 3D views, original left, refaced right, above two linked slices
     likewise. `threshold`: where the skin begins (default: found in the original). quick: as in
     `Faces.show_refaced`. skins: of the two, made already and at one threshold.
+
+    The same node twice shows it on both sides, where there is no original, and says so on the left.
 
     Raises InputError where a node holds no scan, the original shows no head, or Slicer has no window; then
     nothing has changed.

@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ MODULE = REPOSITORY / "RefaceCGAN"
 SAMPLE = {f"Resources/SampleData/{name}" for name in ("average_head.nii.gz", "README.md")}
 OURS = {"RefaceCGANLib", "RefaceCGANSlicer"}
 IN_SLICER = {"slicer", "qt", "ctk", "vtk", "numpy", "scipy", "SimpleITK"}
-NETWORKS = re.compile(r"RefaceCGANLib\.(networks|training\.)")
+NETWORKS = re.compile(r"RefaceCGANLib\.(generation\.networks|training\.)")
 """These modules are torch through and through; nobody may import them at file scope but they themselves."""
 
 
@@ -195,6 +196,20 @@ def test_icons_are_128_pixels_wide_and_transparent(icon):
     assert colour == 6  # red, green, blue, alpha
 
 
+# --- the wheel (built and tried by `make wheel`) ----------------------------------------------------------
+
+
+def test_the_wheel_holds_every_package_and_both_licences():
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    library = MODULE / "RefaceCGANLib"
+    found = {path.parent.relative_to(MODULE).as_posix().replace("/", ".") for path in library.rglob("__init__.py")}
+    assert found == {name for name in settings["tool"]["setuptools"]["packages"] if "._" not in name}
+    patterns = settings["project"]["license-files"]
+    texts = [path.read_text(encoding="utf-8") for pattern in patterns for path in REPOSITORY.glob(pattern)]
+    for words in ("Apache License", "Attribution-ShareAlike 3.0 Unported", "Computed from the IXI dataset"):
+        assert any(words in text for text in texts), words
+
+
 # --- imports ----------------------------------------------------------------------------------------------
 
 
@@ -251,4 +266,4 @@ def test_links_of_the_readme_lead_somewhere():
 
 @pytest.mark.parametrize("line", re.findall(r"^    refacecgan ([^#\n]*\w)", README, re.MULTILINE))
 def test_commands_of_the_readme_are_understood(line):
-    cli._parser().parse_args(shlex.split(line))
+    cli.make_parser().parse_args(shlex.split(line))

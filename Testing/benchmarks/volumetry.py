@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 from RefaceCGANLib import Volume
-from RefaceCGANLib.evaluation.volumetry import Backend, MeshNet, Segmentation, TissueClasses, dice
+from RefaceCGANLib.evaluation.segmentation import Segmentation, dice
+from RefaceCGANLib.evaluation.volumetry import Backend, MeshNet, TissueClasses
 from RefaceCGANLib.spatial.grid import sample
 
 CSF = (1, 4, 11, 46, 49, 50, 51, 52)

@@ -189,9 +189,8 @@ def locate(
     small_to_template = similarity
     if not already and not noisy_air:
         affine = _refine(similarity, brain_map, outline, template, with_face=True)
-        stretch = np.linalg.svd(affine[:3, :3] @ np.linalg.inv(similarity[:3, :3]), compute_uv=False)
-        moved = _face_moved(similarity, affine, template)
-        if stretch.max() < STRETCH and stretch.min() > 1 / STRETCH and moved < FACE_MOVED_MM:
+        moved = face_moved(similarity, affine, (SPACING,) * 3, template)
+        if stretch(similarity, affine) < STRETCH and moved < FACE_MOVED_MM:
             small_to_template = affine
     to_template = small_to_template @ np.linalg.inv(axes_matrix(view.spacing, SPACING))
     brain_map = _agreed(probability, small_to_template, template)
@@ -303,12 +302,20 @@ def _face_in_view(seen: Tensor, template: Template) -> float:
     return in_view
 
 
-def _face_moved(one: np.ndarray, other: np.ndarray, template: Template) -> float:
-    """How far apart (root mean square, mm of the scan) two maps (4, 4), index of the 2 mm scan -> template mm,
-    place the average face."""
+def stretch(one: np.ndarray, other: np.ndarray) -> float:
+    """The factor, 1 or more, by which a map (4, 4) stretches or shrinks most against another."""
+    factors = np.linalg.svd(other[:3, :3] @ np.linalg.inv(one[:3, :3]), compute_uv=False)
+    return float(max(factors.max(), 1 / factors.min()))
+
+
+def face_moved(
+    one: np.ndarray, other: np.ndarray, spacing: tuple[float, float, float], template: Template
+) -> float:
+    """How far apart (root mean square, mm) two maps (4, 4) place the average face: index of a scan with voxels
+    of `spacing` mm -> template mm."""
     face = mapped(np.argwhere(template.face_region & template.window & template.head), template.affine)
-    apart = mapped(face, np.linalg.inv(one)) - mapped(face, np.linalg.inv(other))
-    return float(SPACING * np.sqrt(np.mean(np.sum(apart**2, axis=1))))
+    apart = (mapped(face, np.linalg.inv(one)) - mapped(face, np.linalg.inv(other))) * np.array(spacing)
+    return float(np.sqrt(np.mean(np.sum(apart**2, axis=1))))
 
 
 def _check_brain(brain: np.ndarray) -> None:

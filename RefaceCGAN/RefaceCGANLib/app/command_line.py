@@ -11,42 +11,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import secrets
-import shutil
 import signal
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import CheckError, InputError, RefaceError
+from ..errors import Cancelled, InputError
+from ..progress import DRAWN, LOAD, LOADED
+from ..seeds import SEEDS, chosen_seed, read_key
+from . import service
+from .outputs import Outputs, numbered
+from .terminal import DEBUG, Parser, Work, abort, complain, on_signals, say, set_up_logging
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..refacer import Progress, Refacer
     from ..rendering.skin_surface import Surface
     from ..volume.volume import Volume
 
-DEBUG = "REFACECGAN_DEBUG"
-"""Environment variable; set, it makes a failed call print a traceback as well."""
-CANCELLED = 130
-SEEDS = 2**63
-"""Seeds lie below this, and those drawn by chance below RANDOM_SEEDS, so that they are easily typed again."""
-RANDOM_SEEDS = 10**6
-KEY_BYTES = 2**20
-"""A key file is no larger than this."""
+CANCELLED = Cancelled.exit_status
 SAMPLE_HEAD = "average_head.nii.gz"
 PICTURE, REPORT = (".png",), (".json",)
 VIEWS = ("frontal", "three-quarter")
-WIPE = "\r\033[K"
-"""Takes the progress bar off a terminal's line."""
-LOADED, DRAWN = 0.3, 0.9
-"""How much of a call is done when the model is loaded, and when the faces are drawn."""
 
 
 def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
@@ -56,39 +45,41 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
     0: done.  2: the call or the input is unusable.  3: the result failed a check.  130: cancelled, by SIGINT
     or SIGTERM. On all but 0 one sentence goes to stderr and no output exists; what was there before still is.
     """
-    outputs = _Outputs()
+    outputs = Outputs()
     program = argv is None
     if program:
         # leave at once: an exception might be swallowed by the library that the signal comes upon
-        _on_signals(lambda *_: _abort(outputs))
+        on_signals(lambda *_: abort(outputs))
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            args = (parser or _parser()).parse_args(argv)
-            _set_up_logging(args.run is _train)
+            args = (parser or make_parser()).parse_args(argv)
+            set_up_logging(args.run is _train)
             if program and getattr(args, "interruptible", False):  # it has files to close and processes to end
-                _on_signals(signal.default_int_handler)
+                on_signals(signal.default_int_handler)
             lines, notes = args.run(args, outputs)
             if program:
-                _on_signals(signal.SIG_IGN)  # from here on the outputs exist
+                on_signals(signal.SIG_IGN)  # from here on the outputs exist
             outputs.commit()
         for note in dict.fromkeys(notes):
-            _complain(f"warning: {note}")
+            complain(f"warning: {note}")
         say(lines)
         return 0
     except SystemExit as error:  # --help, --version
         return int(error.code or 0)
     except KeyboardInterrupt:
-        _complain("cancelled.")
+        complain("cancelled.")
         return CANCELLED
     except Exception as error:
         if os.environ.get(DEBUG):
             import traceback
 
             traceback.print_exc()
-        _complain(outputs.without_hidden_folders(_sentence(error)))
-        return error.exit_status if isinstance(error, RefaceError) else InputError.exit_status
+        failure = service.explain(error)
+        hint = f" {DEBUG}=1 shows where." if failure.kind == "crash" and not isinstance(error, OSError) else ""
+        complain(outputs.without_hidden_folders(failure.sentence) + hint)
+        return failure.status
     finally:
         outputs.discard()
 
@@ -111,9 +102,10 @@ Said = tuple[list[str], Sequence[str]]
 """What a command returns: the lines for stdout, once its outputs are in place, and warnings."""
 
 
-def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = False) -> Said:
+def _reface(args: argparse.Namespace, outputs: Outputs, side_by_side: bool = False) -> Said:
     """side_by_side: the picture shows the original too, for a head whose face is no secret."""
-    from ..volume.volume import SUFFIXES, Volume
+    from ..volume.files import SUFFIXES
+    from ..volume.volume import Volume
 
     first = _first_seed(args)
     seeds = range(first, first + args.candidates)
@@ -122,53 +114,44 @@ def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = Fa
     numbers = [None] if len(seeds) == 1 else list(range(1, len(seeds) + 1))
 
     def plan(path: Path | None, suffixes: Sequence[str]) -> list[Path]:
-        return [outputs.plan(_numbered(path, n), suffixes, [args.input]) for n in numbers] if path else []
+        return [outputs.plan(numbered(path, n), suffixes, [args.input]) for n in numbers] if path else []
 
-    heads = [outputs.plan_scan(_numbered(args.output, n), args.input) for n in numbers]
+    heads = [outputs.plan_scan(numbered(args.output, n), args.input) for n in numbers]
     reports = plan(args.report, REPORT)
     pictures = plan(args.render, PICTURE)
     if args.mask:
         outputs.plan(args.mask, SUFFIXES, [args.input])
 
-    work = _Work(args.progress)
+    work = Work(args.progress)
     with work.stage("read", 0.0):
         volume = Volume.read(args.input)
         region = _given_region(args.face_region, volume)
-    with work.stage("load", 0.05):
-        refacer = _refacer(args, ("template", "anatomy", "generator"))
-        from ..report import report_of, write_json
+    with work.stage("load", LOAD):
+        refacer = service.load(args.model, args.device, args.threads)
+        from ..report import report_of, rounded, write_json
     lines, notes = [], []
-    scan: Any = volume
-    for index, seed in enumerate(seeds):
-        if index > 0:
-            work.seconds = {}
-        share = (DRAWN - LOADED) / len(seeds)
-        begin, end = LOADED + index * share, LOADED + (index + 1) * share
-        listener = work.part(begin, end)
-        try:
-            result = scan = refacer.reface(
-                scan, seed, args.dropout, args.defaced, listener, args.force, face_region=region
-            )
-        except CheckError as error:
-            raise CheckError(f"Seed {seed}: {error}") if len(seeds) > 1 else error from None
+    drawn = service.candidates(
+        refacer, volume, seeds, work.part(LOADED, DRAWN), dropout=args.dropout, defaced=args.defaced,
+        force=args.force, face_region=region,
+    )  # fmt: skip
+    for index, result in enumerate(drawn):
         work.seconds |= result.report["seconds"]
-        with work.stage("write", end):
-            notes += _write_scan(args.input, outputs.hidden(heads[index]), volume, result.volume, seed)
+        done = LOADED + (DRAWN - LOADED) * (index + 1) / len(seeds)
+        with work.stage("write", done):
+            notes += _write_scan(args.input, outputs.hidden(heads[index]), volume, result.volume, result.seed)
         already = ", whose face had been removed before" if result.report["already_defaced"] else ""
-        lines.append(f"Wrote {heads[index]}: the refaced head{already} (seed {seed})")
+        lines.append(f"Wrote {heads[index]}: the refaced head{already} (seed {result.seed})")
         if pictures:
-            with work.stage("render", end):
+            with work.stage("render", done):
                 _draw(outputs.hidden(pictures[index]), volume, result.volume, VIEWS, side_by_side)
             lines.append(f"Wrote {pictures[index]}: what it looks like")
         if reports:
             report = report_of(result, args.input, outputs.hidden(heads[index]))
-            report["seconds"] = _rounded(work.seconds)
+            report["seconds"] = rounded(work.seconds)
             write_json(report, outputs.hidden(reports[index]))
             lines.append(f"Wrote {reports[index]}: the report")
-        notes += result.report["warnings"]
-        for check in result.checks:
-            if not check.passed:
-                notes.append(f"{check.failure} Written all the same ({check.name} is {check.value:g}).")
+        notes += [*result.report["warnings"], *service.failed_checks(result)]
+        work.seconds = {}
     if args.mask:
         Volume.from_array(result.face_region, volume.affine).write(outputs.hidden(args.mask))
         lines.append(f"Wrote {args.mask}: the face region")
@@ -177,27 +160,14 @@ def _reface(args: argparse.Namespace, outputs: _Outputs, side_by_side: bool = Fa
 
 
 def _first_seed(args: argparse.Namespace) -> int:
-    """The seed of the first face: the given one, that of the given identity, or one drawn by chance."""
-    if args.identity is None and args.key_file is None:
-        return secrets.randbelow(RANDOM_SEEDS) if args.seed is None else int(args.seed)
-    if args.identity is None:
+    """The seed of the first face: the given one, that of the given identity, or a random one."""
+    if args.identity is None and args.key_file is not None:
         raise InputError("--key-file is of no use without --identity; give both.")
-    if args.seed is not None:
+    if args.identity is not None and args.seed is not None:
         raise InputError("Give --seed or --identity, not both.")
-    key = b""
-    if args.key_file is not None:
-        try:
-            with args.key_file.open("rb") as file:
-                key = file.read(KEY_BYTES + 1)
-        except OSError as error:
-            raise InputError(
-                f"{args.key_file} cannot be read ({error.strerror}); give a file with a key."
-            ) from error
-        if not 0 < len(key) <= KEY_BYTES:
-            raise InputError(f"{args.key_file} is empty or no key; give a file with some secret bytes.")
-    from ..refacer import seed_of
-
-    return min(seed_of(args.identity, key), SEEDS - args.candidates)
+    key = read_key(args.key_file, "give a file with some secret bytes") if args.key_file is not None else None
+    seed = chosen_seed(args.seed, args.identity, key)
+    return seed if args.identity is None else min(seed, SEEDS - args.candidates)
 
 
 def _given_region(path: Path | None, volume: Volume) -> np.ndarray | None:
@@ -210,8 +180,9 @@ def _given_region(path: Path | None, volume: Volume) -> np.ndarray | None:
     return given_region(volume, Class.read(path))
 
 
-def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
-    from ..volume.volume import SUFFIXES, Volume
+def _deface(args: argparse.Namespace, outputs: Outputs) -> Said:
+    from ..volume.files import SUFFIXES
+    from ..volume.volume import Volume
 
     outputs.plan_scan(args.output, args.input)
     if args.mask:
@@ -219,35 +190,32 @@ def _deface(args: argparse.Namespace, outputs: _Outputs) -> Said:
     if args.report:
         outputs.plan(args.report, REPORT, [args.input])
 
-    work = _Work(args.progress)
+    work = Work(args.progress)
     with work.stage("read", 0.0):
         volume = Volume.read(args.input)
-    with work.stage("load", 0.05):
-        refacer = _refacer(args, ("template", "anatomy", "brain_check"))
-        from ..refacer import checked_deface
-        from ..report import report_of_defaced, write_json
-    prepared = refacer.prepare(volume, args.defaced, work.part(LOADED, DRAWN))
+    with work.stage("load", LOAD):
+        refacer = service.load(args.model, args.device, args.threads, service.TO_DEFACE)
+        from ..report import report_of, rounded, write_json
+    prepared = service.prepare(refacer, volume, args.defaced, work.part(LOADED, DRAWN))
+    done = service.deface(refacer, prepared)
     work.seconds |= prepared.seconds
-    anatomy, region = prepared.anatomy, prepared.anatomy.face_region
-    defaced, checks = checked_deface(prepared)
     with work.stage("write", DRAWN):
-        notes = _write_scan(args.input, outputs.hidden(args.output), volume, defaced, None)
-    already = ", whose face had been removed before" if anatomy.already_defaced else ""
+        notes = _write_scan(args.input, outputs.hidden(args.output), volume, done.volume, None)
+    already = ", whose face had been removed before" if done.report["already_defaced"] else ""
     lines = [f"Wrote {args.output}: the defaced head{already}"]
     if args.report:
-        hidden = outputs.hidden(args.output)
-        report = report_of_defaced(refacer, prepared, defaced, checks, args.input, hidden)
-        report["seconds"] = _rounded(work.seconds)
+        report = report_of(done, args.input, outputs.hidden(args.output))
+        report["seconds"] = rounded(work.seconds)
         write_json(report, outputs.hidden(args.report))
         lines.append(f"Wrote {args.report}: the report")
     if args.mask:
-        Volume.from_array(anatomy.view.to_native(region), volume.affine).write(outputs.hidden(args.mask))
+        Volume.from_array(done.face_region, volume.affine).write(outputs.hidden(args.mask))
         lines.append(f"Wrote {args.mask}: the face region")
     work.show("done", 1.0)
-    return lines, [*volume.warnings, *anatomy.warnings, *refacer.warnings, *notes]
+    return lines, [*done.warnings, *notes]
 
 
-def _render(args: argparse.Namespace, outputs: _Outputs) -> Said:
+def _render(args: argparse.Namespace, outputs: Outputs) -> Said:
     import numpy as np
 
     from ..rendering.skin_surface import MESHES, render, skin_surface, write_mesh, write_png
@@ -256,7 +224,7 @@ def _render(args: argparse.Namespace, outputs: _Outputs) -> Said:
     outputs.plan(args.picture, PICTURE, [args.input])
     if args.mesh:
         outputs.plan(args.mesh, MESHES, [args.input])
-    work = _Work(args.progress)
+    work = Work(args.progress)
     with work.stage("read", 0.0):
         volume = Volume.read(args.input)
     with work.stage("surface", 0.2):
@@ -278,11 +246,11 @@ def _render(args: argparse.Namespace, outputs: _Outputs) -> Said:
     return lines, volume.warnings
 
 
-def _compare(args: argparse.Namespace, outputs: _Outputs) -> Said:
+def _compare(args: argparse.Namespace, outputs: Outputs) -> Said:
     from ..volume.volume import Volume
 
     outputs.plan(args.picture, PICTURE, [args.original, args.refaced])
-    work = _Work(args.progress)
+    work = Work(args.progress)
     with work.stage("read", 0.0):
         original, refaced = Volume.read(args.original), Volume.read(args.refaced)
     with work.stage("render", 0.2):
@@ -291,7 +259,7 @@ def _compare(args: argparse.Namespace, outputs: _Outputs) -> Said:
     return [f"Wrote {args.picture}: original and refaced side by side"], original.warnings + refaced.warnings
 
 
-def _risk(args: argparse.Namespace, outputs: _Outputs) -> Said:
+def _risk(args: argparse.Namespace, outputs: Outputs) -> Said:
     from ..report import write_json
     from ..volume.volume import Volume
 
@@ -299,7 +267,7 @@ def _risk(args: argparse.Namespace, outputs: _Outputs) -> Said:
         raise InputError("A distance needs both --detector and --recogniser; give the other one, too.")
     if args.report:
         outputs.plan(args.report, REPORT, [args.original, args.refaced])
-    work = _Work(args.progress)
+    work = Work(args.progress)
     with work.stage("read", 0.0):
         original, refaced = Volume.read(args.original), Volume.read(args.refaced)
     with work.stage("load", 0.1):
@@ -317,7 +285,7 @@ def _risk(args: argparse.Namespace, outputs: _Outputs) -> Said:
     return lines, original.warnings + refaced.warnings
 
 
-def _demo(args: argparse.Namespace, outputs: _Outputs) -> Said:
+def _demo(args: argparse.Namespace, outputs: Outputs) -> Said:
     args.input, folder = sample_head(), args.folder
     outputs.make_folder(folder)
     args.output, args.mask = folder / "refaced.nii.gz", folder / "face_region.nii.gz"
@@ -329,14 +297,14 @@ def _demo(args: argparse.Namespace, outputs: _Outputs) -> Said:
     return [f"Refaced {args.input}", *lines, "", *_table(table)], notes
 
 
-def _train(args: argparse.Namespace, outputs: _Outputs) -> Said:
+def _train(args: argparse.Namespace, outputs: Outputs) -> Said:
     from ..training.training_config import run
 
     run(args.config)
     return [], []
 
 
-def _export(args: argparse.Namespace, outputs: _Outputs) -> Said:
+def _export(args: argparse.Namespace, outputs: Outputs) -> Said:
     from ..training.export import export
 
     outputs.plan_folder(args.folder)
@@ -346,22 +314,22 @@ def _export(args: argparse.Namespace, outputs: _Outputs) -> Said:
     return [f"Wrote {args.folder}: model {card['id']}; use it with --model {args.folder}"], []
 
 
-def _evaluate(args: argparse.Namespace, outputs: _Outputs) -> Said:
+def _evaluate(args: argparse.Namespace, outputs: Outputs) -> Said:
     from ..evaluation.study import evaluate
 
-    work = _Work(args.progress)
+    work = Work(args.progress)
     outcome = evaluate(args.config, work.show, args.output)
     lines = [f"Wrote {outcome.page}: {outcome.tools} tools on {outcome.scans} scans, tables beside it"]
     return lines, outcome.warnings
 
 
-def _dataset(args: argparse.Namespace, outputs: _Outputs) -> Said:
+def _dataset(args: argparse.Namespace, outputs: Outputs) -> Said:
     from ..dataset.command import carry_out, settings_of
 
     return carry_out(settings_of(args), args.progress, say)
 
 
-def _models(args: argparse.Namespace, outputs: _Outputs) -> Said:
+def _models(args: argparse.Namespace, outputs: Outputs) -> Said:
     from ..models import model as models
 
     table = [["id", "description", "licence", "size", "working grid"]]
@@ -378,18 +346,6 @@ def _models(args: argparse.Namespace, outputs: _Outputs) -> Said:
 
 
 # --- what they share --------------------------------------------------------------------------------------
-
-
-def _refacer(args: argparse.Namespace, roles: Iterable[str]) -> Refacer:
-    """The refacer with its weights in memory. The card is checked first: torch takes two seconds to load."""
-    from ..models.model import Model
-    from ..refacer import Refacer as Class
-
-    model = Model.load(args.model)
-    refacer = Class.from_pretrained(model, args.device, args.threads)
-    for role in roles:
-        getattr(model, role)
-    return refacer
 
 
 def _draw(picture: Path, original: Volume, refaced: Volume, views: Sequence[str], side_by_side: bool) -> None:
@@ -410,7 +366,7 @@ def _draw(picture: Path, original: Volume, refaced: Volume, views: Sequence[str]
 
 def _write_scan(source: Path, target: Path, before: Volume, after: Volume, seed: int | None) -> list[str]:
     """Write a scan to a file, or a DICOM series to a folder; returns warnings. seed: None without a new face."""
-    from ..volume.volume import SUFFIXES
+    from ..volume.files import SUFFIXES
 
     if target.name.lower().endswith(SUFFIXES):
         after.write(target)
@@ -421,228 +377,16 @@ def _write_scan(source: Path, target: Path, before: Volume, after: Volume, seed:
     return write_folder(source, target, before, after, f"{seed}".encode(), what)
 
 
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {stage: round(value, 3) for stage, value in seconds.items()}
-
-
-def _numbered(path: Path, number: int | None) -> Path:
-    """head.nii.gz -> head_2.nii.gz; the path itself without a number."""
-    if number is None:
-        return path
-    name = path.name
-    stem = name[:-7] if name.lower().endswith(".nii.gz") else path.stem
-    return path.with_name(f"{stem}_{number}{name[len(stem) :]}")
-
-
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-class _Outputs:
-    """The files of one call. They are made in hidden folders beside their places, and moved all at once."""
-
-    def __init__(self) -> None:
-        self._hidden: dict[Path, Path] = {}  # folder -> hidden folder in it
-        self._planned: list[Path] = []
-        self._made: list[Path] = []
-
-    def plan(self, path: Path, suffixes: Sequence[str], inputs: Sequence[Path]) -> Path:
-        """Announce an output, before any work is done, and return it. Raises InputError if it cannot be
-        written there, is one of `inputs` or was announced before."""
-        from ..volume.volume import check_output
-
-        check_output(path, inputs, suffixes)
-        if any(_real(path) == _real(other) for other in self._planned):
-            raise InputError(f"{path} is named for two outputs; give each a name of its own.")
-        self._planned.append(path)
-        return path
-
-    def plan_scan(self, path: Path, source: Path) -> Path:
-        """Announce a scan: a file, or for a DICOM folder (source) also a folder. Raises InputError as `plan`."""
-        from ..volume.volume import SUFFIXES
-
-        if not source.is_dir() or path.name.lower().endswith(SUFFIXES):
-            return self.plan(path, SUFFIXES, [source])
-        from ..volume.dicom_output import check_folder
-
-        self._planned.append(check_folder(path, source))
-        return path
-
-    def plan_folder(self, folder: Path) -> None:
-        """Announce a folder. Raises InputError where there is something in its place, or no folder for it."""
-        if os.path.lexists(folder):
-            raise InputError(f"{folder} is there already; name a new folder.")
-        if not folder.parent.is_dir():
-            raise InputError(f"{folder.parent} is no folder; make it first, or name another place.")
-        self._planned.append(folder)
-
-    def hidden(self, path: Path) -> Path:
-        """Where to write what is to become `path`. Raises InputError if nothing can be written there."""
-        folder = path.parent
-        if folder not in self._hidden:
-            self._hidden[folder] = folder / f".refacecgan-{secrets.token_hex(4)}"
-            try:
-                self._hidden[folder].mkdir(mode=0o700)
-            except OSError as error:
-                why = f"{path} cannot be written ({error.strerror}); choose another folder."
-                raise InputError(why) from error
-        return self._hidden[folder] / path.name
-
-    def make_folder(self, folder: Path) -> None:
-        """Make a folder and its parents; they go again if the call fails."""
-        missing = [place for place in (folder, *folder.parents) if not place.exists()]
-        for place in reversed(missing):
-            self._made.append(place)
-            place.mkdir()
-
-    def commit(self) -> None:
-        """Put all outputs in their places, or none. Raises OSError where that fails."""
-        moved: list[tuple[Path, Path | None]] = []
-        try:
-            for path in self._planned:
-                new, old = self.hidden(path), None
-                if os.path.lexists(path):
-                    old = new.with_name(f"old-{len(moved)}")
-                    os.replace(path, old)
-                moved.append((path, old))
-                os.replace(new, path)
-        except BaseException:
-            for path, old in reversed(moved):
-                if old:
-                    os.replace(old, path)
-                elif path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
-            raise
-        self._made.clear()
-
-    def discard(self) -> None:
-        """Remove what is not in its place."""
-        for folder in self._hidden.values():
-            shutil.rmtree(folder, ignore_errors=True)
-        for place in reversed(self._made):
-            with suppress(OSError):
-                place.rmdir()
-
-    def without_hidden_folders(self, sentence: str) -> str:
-        for folder in self._hidden.values():
-            sentence = sentence.replace(f"{folder.name}{os.sep}", "")
-        return sentence
-
-
-def _real(path: Path) -> str:
-    return os.path.normcase(os.path.realpath(path))
-
-
-class _Work:
-    """How far the work is, for whoever watches stderr, and how many seconds each stage took."""
-
-    def __init__(self, kind: str) -> None:
-        self.seconds: dict[str, float] = {}
-        self._kind = kind if kind == "json" or (kind == "bar" and sys.stderr.isatty()) else "none"
-
-    def show(self, stage: str, fraction: float) -> None:
-        if self._kind == "json":
-            text = json.dumps({"stage": stage, "fraction": round(fraction, 3)}) + "\n"
-        elif self._kind == "bar":
-            text = f"\r{'#' * round(30 * fraction):-<30} {fraction:4.0%} {stage}\033[K"
-            text = WIPE if fraction >= 1 else text
-        else:
-            return
-        with suppress(OSError):
-            print(text, end="", file=sys.stderr, flush=True)
-
-    @contextmanager
-    def stage(self, name: str, fraction: float) -> Iterator[None]:
-        """Time one stage, which begins when `fraction` of the work is done."""
-        self.show(name, fraction)
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - began
-
-    def part(self, start: float, end: float) -> Progress:
-        """The listener for a piece of work that leads from `start` to `end` of the whole."""
-        return lambda stage, fraction: self.show(stage, start + fraction * (end - start))
-
-
-def _on_signals(handler: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
-
-
-def _abort(outputs: _Outputs) -> NoReturn:
-    _on_signals(signal.SIG_IGN)
-    outputs.discard()
-    with suppress(OSError):
-        wipe = WIPE if os.isatty(2) else ""
-        os.write(2, f"{wipe}refacecgan: cancelled; nothing was written.\n".encode())
-    os._exit(CANCELLED)
-
-
-def _complain(sentence: str) -> None:
-    with suppress(OSError):
-        wipe = WIPE if sys.stderr.isatty() else ""
-        print(f"{wipe}refacecgan: {_one_line(sentence)}", file=sys.stderr, flush=True)
-
-
-def say(lines: Sequence[str]) -> None:
-    """Print to stdout; that nobody listens any more is no reason to fail."""
-    try:
-        for line in lines:
-            print(line)
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter tries once more when it ends
-    except UnicodeEncodeError:
-        print("\n".join(lines).encode("ascii", "backslashreplace").decode())
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
-
-
-def _sentence(error: Exception) -> str:
-    """What the user reads about an error."""
-    if isinstance(error, RefaceError):
-        return str(error)
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        return "The memory does not suffice for this scan; close programs or resample it to larger voxels."
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is missing; install RefaceCGAN with all it needs: pip install refacecgan."
-    if isinstance(error, OSError):
-        where = f"{error.filename} cannot be used" if error.filename else "The system refused"
-        return f"{where} ({error.strerror or error}); mend that and try again."
-    return (
-        f"This is a bug in RefaceCGAN ({type(error).__name__}: {_one_line(error)[:200]}); "
-        f"set {DEBUG}=1 to see where, and report it."
-    )
-
-
-def _set_up_logging(training: bool) -> None:
-    """The library's warnings come with its results, and `main` says them: the log would say them twice."""
-    import logging
-
-    if os.environ.get(DEBUG):
-        logging.basicConfig(level=logging.INFO)
-    elif training:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-    elif not logging.getLogger(__package__).handlers:
-        logging.getLogger(__package__).addHandler(logging.NullHandler())
-
-
 # --- the call ---------------------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong with a call in one sentence instead of usage and error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.")
-
-
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `refacecgan` and all its commands."""
     parser = Parser(
         prog="refacecgan",
         description="Gives a head MRI a new, anonymous face and leaves the brain untouched.",
@@ -672,7 +416,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     reface.add_argument(
         "--key-file", type=Path, metavar="FILE",
-        help="a secret: without it nobody can tell which identity has which face",
+        help="a secret: without it nobody can find out which identity has which face",
     )  # fmt: skip
     reface.add_argument(
         "--face-region", type=Path, metavar="MASK",
@@ -720,7 +464,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("picture", type=Path, metavar="PNG", help="picture to write, one row for each view")
     _add_view(compare)
 
-    risk = command("risk", _risk, "tell what can be told of one refaced scan, and what cannot")
+    risk = command("risk", _risk, "say what is known of one refaced scan, and what is not")
     risk.add_argument("original", type=Path, metavar="ORIGINAL", help=scan)
     risk.add_argument("refaced", type=Path, metavar="REFACED", help="the same head, refaced by any tool")
     risk.add_argument("--model", default="default", metavar="ID|CARD", help="whose card carries the cohort")

@@ -92,6 +92,72 @@ def write(
     return written
 
 
+def write_dicom(
+    folder: str | os.PathLike[str],
+    scan: Volume,
+    region: np.ndarray,
+    sources: Sequence[Path],
+    uid_key: bytes,
+    seed: int | None,
+) -> tuple[Path, list[str]]:
+    """Write a refaced scan as the DICOM series that its original was read from, into a new folder, all or nothing.
+
+    scan: may have its axes in another order or direction than the series, as another program has read it; region:
+    bool (I, J, K), outside which it must be the series.  sources: the files of the series.  uid_key: decides the
+    new UIDs (`volume.dicom_output.new_uid`).  seed: None where the face was emptied.
+
+    Returns the folder and warnings. Raises InputError where the scan is not of this series, or where something
+    cannot be written."""
+    from ..volume import dicom_output
+
+    folder = Path(folder)
+    original = dicom_output.read_files(sources)
+    array, inside = (_on_grid(part, scan.affine, original) for part in (scan.array, region))
+    same = np.isclose(array, original.array, rtol=1e-4, atol=max(abs(original.slope), 1e-6) / 2)
+    if not same[~inside].all():
+        raise InputError("The scan differs from its DICOM files outside the face; save it in another format.")
+    stored = original.stored.copy()
+    stored[inside & ~same] = original.to_stored(array[inside & ~same])
+    dicom_output.check_folder(folder, Path(os.path.commonpath([str(file.parent) for file in sources])))
+    what = "face region emptied" if seed is None else "face replaced by a generated one"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".refacecgan-", dir=folder.parent) as hidden:
+            made = Path(hidden) / folder.name
+            made.mkdir()
+            targets = [made / f"{number:05d}.dcm" for number in range(1, len(sources) + 1)]
+            dicom_output.write_series(sources, targets, original, original.with_stored(stored), uid_key, what)
+            tags = dicom_output.identifying(targets[0])
+            if folder.exists():
+                folder.rmdir()  # it is empty
+            os.replace(made, folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}); choose another place.") from error
+    return folder, [dicom_output.NOT_ANONYMOUS.format(tags=", ".join(tags))] if tags else []
+
+
+def _on_grid(array: np.ndarray, affine: np.ndarray, like: Volume) -> np.ndarray:
+    """Voxels (I, J, K) in the axes of another volume that holds them at the same places. Raises InputError where
+    it does not."""
+    step = np.linalg.inv(like.affine) @ affine  # from index to index
+    axes = np.abs(step[:3, :3]).argmax(axis=0)
+    if sorted(axes) == [0, 1, 2]:
+        turned = array.transpose(np.argsort(axes))
+        turned = turned[
+            tuple(slice(None, None, int(np.sign(step[axis, list(axes).index(axis)]))) for axis in range(3))
+        ]
+        corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], float).T
+        corners[:3] *= np.array(array.shape)[:, None] - 1
+        lowest = (step @ corners)[:3].min(axis=1)
+        there = np.abs(step[:3, :3]).round(3)
+        if (
+            turned.shape == like.shape
+            and np.abs(lowest).max() < 0.05
+            and np.allclose(there, there.round(), atol=1e-2)
+        ):
+            return np.ascontiguousarray(turned)
+    raise InputError("The scan lies otherwise than its DICOM files; save it in another format.")
+
+
 def _write_report(report: dict[str, Any], source: Path | None, scan: Path, target: Path) -> None:
     from ..report import file_sha256, report_of, write_json
 

@@ -4,7 +4,7 @@ torch and the model are loaded once, as soon as the process starts, and the last
 face on it costs one pass of the generator. A request is a line on stdin, its answers are lines on stdout:
 
     {"id": 1, "command": "reface", "volume": "/folder/a.npy", "affine": [[...], ...], "seed": 7}
-    {"id": 1, "event": "progress", "stage": "anatomy", "fraction": 0.05}
+    {"id": 1, "event": "progress", "stage": "locate", "fraction": 0.05}
     {"id": 1, "event": "done", "refaced": "/folder/b.npy", "seed": 7, "report": {...}, ...}
     {"id": 1, "event": "error", "kind": "check", "message": "One sentence."}
 
@@ -41,27 +41,26 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from .. import __version__
-from ..errors import CheckError, InputError
+from ..errors import Cancelled, InputError
 from ..models.model import DEFAULT, Model
+from ..progress import WORKER_LOADED, Progress, another_face, part, prepared_only
+from ..report import rounded
+from ..seeds import chosen_seed
 from ..volume.volume import Volume
-from .command_line import RANDOM_SEEDS, SEEDS
+from . import service
 
 if TYPE_CHECKING:
     from ..evaluation.reidentification import Recogniser
-    from ..refacer import Prepared, Progress, Refacer
+    from ..refacer import Prepared, Refacer
 
 log = logging.getLogger(__name__)
 
-LOADED = 0.5
-"""How much of a request is done once the model is loaded, where that has to be waited for."""
-PREPARED = 0.7
-"""Where `Refacer` stands when all is ready for a face to be drawn."""
 DEFACED = ("auto", "yes", "no")
 NUDGE_SECONDS = 0.02
-"""How often a request that was given up is told so, until it has ended."""
+"""Seconds between two interrupts of a request that was cancelled, until it ends."""
 
 
-class Interrupted(Exception):
+class Interrupted(Cancelled):
     """Something more urgent was asked for, or nobody wants the answer any more."""
 
 
@@ -102,7 +101,7 @@ class Cancellation:
         while frame is not None:
             code = frame.f_code
             if code in self.protected or code.co_filename.startswith("<frozen importlib"):
-                return  # it is told again shortly
+                return  # the next interrupt follows shortly
             frame = frame.f_back
         self._check()
 
@@ -125,7 +124,9 @@ class Worker:
     ) -> None:
         self._folder, self._wanted = folder, wanted
         self._cancellation = cancellation or Cancellation()
-        self._cancellation.protected |= {Worker.save.__code__, Worker.drop.__code__}  # files and memory stay whole
+        self._cancellation.protected |= {
+            method.__code__ for method in (Worker.save, Worker.save_dicom, Worker.drop)
+        }  # files and memory stay whole
         self._written: list[str] = []  # the files of the answer that is being made
         self._name = DEFAULT
         self._model: Model | None = None
@@ -170,7 +171,7 @@ class Worker:
 
         Answers already_defaced (bool) and upright, see `reface`. Raises CheckError and InputError."""
         refacer, progress = self._ready(progress)
-        head = self._prepare(refacer, _part(progress, 0.0, 1 / PREPARED), volume, affine, defaced)
+        head = self._prepare(refacer, prepared_only(progress), volume, affine, defaced)
         return {"already_defaced": head.anatomy.already_defaced, "upright": _upright(head)}
 
     def reface(
@@ -190,7 +191,7 @@ class Worker:
         Raises CheckError and InputError as `Refacer.reface` does; after a CheckError about the face, `another`
         may still be asked for."""
         refacer, progress = self._ready(progress)
-        seed = _checked_seed(seed)
+        seed = chosen_seed(seed)
         head = self._prepare(refacer, progress, volume, affine, defaced)
         return self._draw(refacer, head, seed, dropout, progress, head.seconds)
 
@@ -206,7 +207,7 @@ class Worker:
 
         Answers what `reface` does. Raises InputError where no head is kept, or for an unusable face region."""
         refacer, progress = self._ready(progress)
-        seed = _checked_seed(seed)
+        seed = chosen_seed(seed)
         if self._head is None:
             raise InputError("There is no head to draw another face on; reface one first.")
         seconds = {}
@@ -215,8 +216,8 @@ class Worker:
             began = time.perf_counter()
             self._corrected = refacer.with_region(self._head, self._read(face_region) != 0)
             seconds = {"deface": time.perf_counter() - began}
-        progress = _part(progress, -PREPARED / (1 - PREPARED), 1.0)
-        return self._draw(refacer, self._corrected or self._head, seed, dropout, progress, seconds)
+        head = self._corrected or self._head
+        return self._draw(refacer, head, seed, dropout, another_face(progress), seconds)
 
     def deface(
         self, progress: Progress, volume: str, affine: list[list[float]], defaced: str = "auto"
@@ -225,24 +226,14 @@ class Worker:
 
         Answers defaced, face_region and brain_mask (paths; masks are uint8) and a report with the checks.
         Raises CheckError and InputError."""
-        from ..refacer import checked_deface
-
         refacer, progress = self._ready(progress)
-        head = self._prepare(refacer, _part(progress, 0.0, 1 / PREPARED), volume, affine, defaced)
-        anatomy = head.anatomy
-        emptied, checks = checked_deface(head)
+        head = self._prepare(refacer, prepared_only(progress), volume, affine, defaced)
+        done = service.deface(refacer, head)
         return {
-            "defaced": self._write(emptied.stored),
-            "face_region": self._write(anatomy.view.to_native(anatomy.face_region)),
-            "brain_mask": self._write(anatomy.view.to_native(anatomy.brain_mask)),
-            "report": {
-                "program": "RefaceCGAN",
-                "version": __version__,
-                "model": refacer.model.id,
-                "already_defaced": anatomy.already_defaced,
-                "checks": [entry.report() for entry in checks],
-                "warnings": [*anatomy.warnings, *refacer.warnings],
-            },
+            "defaced": self._write(done.volume.stored),
+            "face_region": self._write(done.face_region),
+            "brain_mask": self._write(done.brain_mask),
+            "report": done.report,
         }
 
     def recognise(
@@ -332,6 +323,70 @@ class Worker:
         written = saving.write(path, scan, region, report, origin, picture, [Path(each) for each in protected])
         return {"files": [file.name for file in vars(written).values() if file]}
 
+    def save_dicom(
+        self,
+        progress: Progress,
+        folder: str,
+        volume: str,
+        affine: list[list[float]],
+        face_region: str,
+        sources: Sequence[str],
+        uid_key: str,
+        seed: int | None,
+    ) -> dict[str, Any]:
+        """Write a refaced scan as the DICOM series of its original: see `saving.write_dicom`. volume, affine: as
+        of `reface`; face_region: path of the mask (I, J, K); sources: files of the series; uid_key: hexadecimal.
+
+        Answers files, the name of the folder, and warnings. Needs no model and leaves the head that is kept alone.
+        Raises InputError."""
+        from . import saving
+
+        scan = Volume.from_array(self._read(volume), np.array(affine, dtype=float))
+        region, files = self._read(face_region) != 0, [Path(each) for each in sources]
+        written, warnings = saving.write_dicom(folder, scan, region, files, bytes.fromhex(uid_key), seed)
+        return {"files": [written.name], "warnings": warnings}
+
+    def review_scan(
+        self, progress: Progress, output: str, path: str, originals: str | None = None
+    ) -> dict[str, Any]:
+        """Read one scan of a finished run over a data set and, where it is at hand, its original. output: folder
+        of the run; path: of the scan, as in the plan; originals: input of the run, None where that is not known.
+
+        Answers scan (path, real values (I, J, K) float32), scan_affine (4, 4), original and original_affine (None
+        where it is not there) and why (it is not). Needs no model and leaves the head that is kept alone. Raises
+        InputError."""
+        from ..dataset.review import read_scan
+
+        scan, original, why = read_scan(Path(output), path, Path(originals) if originals else None)
+        return {
+            "scan": self._write(scan.array),
+            "scan_affine": scan.affine.tolist(),
+            "original": self._write(original.array) if original else None,
+            "original_affine": original.affine.tolist() if original else None,
+            "why": why,
+        }
+
+    def another_person(
+        self, progress: Progress, output: str, originals: str, subject: str, key_file: str | None = None
+    ) -> dict[str, Any]:
+        """Give a person of a finished run another face in all series, or in none: see `dataset.another_face`.
+        output, originals: output and input of the run; subject: as in the plan; key_file: None for beside the
+        output.
+
+        Answers series (how many) and warnings. Raises InputError and CheckError."""
+        from ..dataset.another_face import WHOLE, another_face
+
+        self._cancellation.protected |= WHOLE
+        key = Path(key_file) if key_file else None
+        made = another_face(
+            Path(originals),
+            Path(output),
+            subject,
+            key,
+            lambda done, count: progress("series", done / max(count, 1)),
+        )
+        return {"series": len(made), "warnings": [warning for one in made for warning in one.row.warnings]}
+
     def _give_way(self) -> None:
         if self._wanted():
             raise Interrupted("Another request came in between.")
@@ -365,12 +420,12 @@ class Worker:
             stop.end()
         except Exception as error:
             stop.end()
-            kind, message = told(error)
-            if kind == "crash":
+            failure = service.explain(error)
+            if failure.kind == "crash":
                 log.exception("%s failed", command)
             for path in (*self._written, *(value for value in request.values() if _is_array(value))):
                 Path(path).unlink(missing_ok=True)
-            answer({"id": number, "event": "error", "kind": kind, "message": message})
+            answer({"id": number, "event": "error", "kind": failure.kind, "message": failure.sentence})
         else:
             answer({"id": number, "event": "done", **done})
 
@@ -379,14 +434,14 @@ class Worker:
         if self._warm:
             return
         try:
-            for _ in itertools.chain(self._steps(), self._warm_up_steps()):
+            for _ in itertools.chain(self.loading_steps(), self.warm_up_steps()):
                 if self._wanted():
                     return
         except Exception as error:  # the next request will say it
             log.warning("%s", error)
         self._warm = True
 
-    def _steps(self) -> Iterator[float]:
+    def loading_steps(self) -> Iterator[float]:
         """Load what is not in memory yet, step by step; yields how much of it is there (0..1)."""
         if self._model is None:
             self._model = Model.load(self._name)  # torch takes two seconds: refuse an unknown model first
@@ -399,12 +454,12 @@ class Worker:
 
             torch.set_num_threads(self._threads or _processors())
             self._refacer = Refacer.from_pretrained(self._model, self._device)
-        for share, role in ((0.7, "template"), (0.8, "anatomy"), (0.9, "generator")):
+        for share, name in zip((0.7, 0.8, 0.9), service.TO_REFACE, strict=True):
             yield share
-            getattr(self._refacer.model, role)
+            getattr(self._refacer.model, name)
         self._loaded = True
 
-    def _warm_up_steps(self) -> Iterator[None]:
+    def warm_up_steps(self) -> Iterator[None]:
         """What the first scan would have to import, compile and allocate, step by step."""
         import scipy.ndimage
         import scipy.sparse  # noqa: F401
@@ -427,9 +482,9 @@ class Worker:
     def _ready(self, progress: Progress) -> tuple[Refacer, Progress]:
         """The refacer with its weights in memory, and where to tell the progress of what follows."""
         if not self._loaded:
-            for share in self._steps():
-                progress("load", LOADED * share)
-            progress = _part(progress, LOADED, 1.0)
+            for share in self.loading_steps():
+                progress("load", WORKER_LOADED * share)
+            progress = part(progress, WORKER_LOADED, 1.0)
         assert self._refacer is not None
         return self._refacer, progress
 
@@ -457,7 +512,6 @@ class Worker:
         seconds: dict[str, float],
     ) -> dict[str, Any]:
         result = refacer.reface(head, seed, dropout, progress=progress)
-        spent = {stage: round(value, 3) for stage, value in seconds.items()}
         return {
             "refaced": self._write(result.volume.stored),
             "face_region": self._write(result.face_region),
@@ -465,7 +519,7 @@ class Worker:
             "brain_mask": self._write(result.brain_mask),
             "seed": seed,
             "upright": _upright(head),
-            "report": {**result.report, "seconds": {**spent, **result.report["seconds"]}},
+            "report": {**result.report, "seconds": {**rounded(seconds), **result.report["seconds"]}},
         }
 
     def _read(self, path: str) -> np.ndarray:
@@ -480,26 +534,11 @@ class Worker:
         return str(path)
 
 
-COMMANDS = ("load", "prepare", "reface", "another", "deface", "recognise", "skin", "save", "drop")
+COMMANDS = (
+    *("load", "prepare", "reface", "another", "deface", "recognise", "skin", "save", "drop"),
+    *("save_dicom", "review_scan", "another_person"),
+)
 """And `quit`, which ends the process once all that was asked before is done."""
-
-
-def told(error: Exception) -> tuple[str, str]:
-    """The kind of an error (input, check, memory, cancelled, crash) and the one sentence a user reads about it."""
-    text = " ".join(str(error).split())
-    if isinstance(error, CheckError):
-        return "check", text
-    if isinstance(error, InputError):
-        return "input", text
-    if isinstance(error, Interrupted):
-        return "cancelled", text
-    if isinstance(error, MemoryError) or "out of memory" in text or "DefaultCPUAllocator" in text:
-        return "memory", "The memory does not suffice for this scan; close programs or use larger voxels."
-    if isinstance(error, ModuleNotFoundError):
-        return "input", f"{error.name} is missing in {sys.executable}; install it or choose another Python."
-    if isinstance(error, OSError):
-        return "crash", f"A temporary file cannot be used ({error.strerror or text}); mend that and try again."
-    return "crash", f"This is a bug in RefaceCGAN ({type(error).__name__}: {text[:200]}); please report it."
 
 
 def _is_array(value: object) -> bool:
@@ -516,19 +555,6 @@ def _upright(head: Prepared) -> list[list[float]]:
     return rotation
 
 
-def _checked_seed(seed: int | None) -> int:
-    if seed is None:
-        return secrets.randbelow(RANDOM_SEEDS)
-    if not isinstance(seed, int) or not 0 <= seed < SEEDS:
-        raise InputError(f"Seed {seed} is no whole number from 0 to below 2**63.")
-    return seed
-
-
-def _part(progress: Progress, start: float, end: float) -> Progress:
-    """The listener for a piece of work that leads from `start` to `end` of the whole."""
-    return lambda stage, fraction: progress(stage, start + fraction * (end - start))
-
-
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -536,7 +562,7 @@ def _processors() -> int:
 def main() -> None:
     """Serve until stdin closes or `quit` comes."""
     folder = Path(sys.argv[1])
-    lines, answers = _private_streams()
+    lines, answers = private_streams()
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     warnings.simplefilter("ignore")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -581,7 +607,7 @@ def main() -> None:
         number = request.get("id")
         try:
             worker.handle(request, answer)
-        except Interrupted as error:  # while it was told what had gone wrong otherwise
+        except Interrupted as error:  # while another error was being answered
             answer({"id": number, "event": "error", "kind": "cancelled", "message": str(error)})
 
 
@@ -596,7 +622,7 @@ def _cancelled(line: str) -> list[int] | None:
         return None
 
 
-def _private_streams() -> tuple[IO[str], IO[str]]:
+def private_streams() -> tuple[IO[str], IO[str]]:
     """stdin and stdout for the protocol alone: for everybody else stdin is empty and stdout is stderr, also
     for what a library prints past Python."""
     lines = os.fdopen(os.dup(0), "r", encoding="utf-8", errors="replace", newline="\n")

@@ -15,7 +15,7 @@ from .. import __version__
 from ..errors import InputError
 from ..report import write_json
 from ..volume.volume import SUFFIXES, atomic_path
-from .plan import Row
+from .plan import Action, Row
 
 DESCRIPTION = "dataset_description.json"
 BESIDE = (".json", ".bval", ".bvec")
@@ -39,10 +39,35 @@ def without_orphans(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def finish(source: Path, output: Path, rows: Sequence[Row]) -> None:
-    """dataset_description.json, README, CHANGES, .bidsignore and the lists of scans. They are made anew from the
-    input's at each run. Raises InputError where one cannot be read or written."""
-    _describe(source, output)
+def target_name(path: str, action: Action) -> str:
+    """What a scan is called in a derivatives folder: sub-1_T1w.nii.gz -> sub-1_desc-refaced_T1w.nii.gz."""
+    folder, slash, name = path.rpartition("/")
+    suffix = next(suffix for suffix in SUFFIXES if name.lower().endswith(suffix))
+    entities, _, contrast = name[: -len(suffix)].rpartition("_")
+    kept = [part for part in entities.split("_") if part and not part.startswith("desc-")]
+    done = "refaced" if action == "reface" else "defaced"
+    return f"{folder}{slash}{'_'.join([*kept, f'desc-{done}', contrast])}{suffix}"
+
+
+def sidecars_of(root: Path, path: str) -> list[str]:
+    """The JSON files that describe an image by BIDS's inheritance principle, the nearest to the image last; paths
+    relative to the root."""
+    image = PurePosixPath(path)
+    words = image.name.split(".")[0].split("_")
+    found = []
+    for folder in reversed(image.parents):
+        described = [file.stem.split("_") for file in (root / folder).glob(f"*{words[-1]}.json") if file.is_file()]
+        fitting = [each for each in described if each[-1] == words[-1] and set(each) <= set(words)]
+        found += [(folder / ("_".join(each) + ".json")).as_posix() for each in sorted(fitting, key=len)]
+    return found
+
+
+def finish(source: Path, output: Path, rows: Sequence[Row], derivatives: bool = False) -> None:
+    """dataset_description.json, README, CHANGES, .bidsignore and the lists of scans; of a derivatives folder
+    description, README and .bidsignore. They are made anew from the input's at each run.
+
+    Raises InputError where one cannot be read or written."""
+    _describe(source, output, derivatives)
     readme = next((path for path in sorted(source.glob("README*")) if path.is_file()), source / "README")
     note = (
         f"{DONE} by RefaceCGAN {__version__}; voxels of the brain are as they were acquired. Scans that could "
@@ -50,7 +75,7 @@ def finish(source: Path, output: Path, rows: Sequence[Row]) -> None:
     )
     _write(output / readme.name, _text(readme).rstrip("\n") + "\n\n" + note)
     changes = source / "CHANGES"
-    if changes.is_file():
+    if changes.is_file() and not derivatives:
         today = datetime.now(UTC).date().isoformat()
         _write(output / "CHANGES", f"Refaced {today}\n  - {DONE} by RefaceCGAN {__version__}.\n\n{_text(changes)}")
     ignored = _text(source / ".bidsignore").splitlines()
@@ -63,7 +88,7 @@ def finish(source: Path, output: Path, rows: Sequence[Row]) -> None:
             _shorten(source / row.path, output / row.path, PurePosixPath(row.path).parent, missing)
 
 
-def _describe(source: Path, output: Path) -> None:
+def _describe(source: Path, output: Path, derivatives: bool) -> None:
     path = source / DESCRIPTION
     content: dict[str, Any] = {"Name": source.resolve().name, "BIDSVersion": "1.9.0"}
     if path.is_file():
@@ -76,6 +101,10 @@ def _describe(source: Path, output: Path) -> None:
         made = []
     entry = {"Name": "RefaceCGAN", "Version": __version__, "Description": f"{DONE}."}
     content["GeneratedBy"] = [*made, entry]
+    if derivatives:
+        content["DatasetType"] = "derivative"
+        if doi := content.pop("DatasetDOI", None):
+            content["SourceDatasets"] = [{"DOI": doi}]
     write_json(content, output / DESCRIPTION)
 
 

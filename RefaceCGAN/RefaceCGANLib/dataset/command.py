@@ -44,6 +44,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--masks", action="store_true", help="write the face region of each scan: _defacemask files"
     )
     parser.add_argument(
+        "--layout", choices=("copy", "derivatives"), default="copy",
+        help="a complete copy of the data set, or a BIDS derivatives folder with the changed scans alone "
+        "(default: copy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--link", action="store_true",
+        help="hard links instead of copies for files that are not changed, where the disk allows it; never edit "
+        "these in place",
+    )  # fmt: skip
+    parser.add_argument(
+        "--another-face", metavar="SUBJECT",
+        help="give one person of a finished run another face in all series; with the options of that run",
+    )  # fmt: skip
+    parser.add_argument(
         "--jobs", type=_count, metavar="N", help="processes (default: as many as cores and free memory allow)"
     )
     parser.add_argument(
@@ -68,10 +82,11 @@ def settings_of(args: argparse.Namespace, subjects: Sequence[str] = (), sessions
     options = Options(
         model=args.model, device=args.device, threads=args.threads or 1,
         timeseries=args.timeseries, masks=args.masks, originals=originals,
+        derivatives=args.layout == "derivatives", link=args.link,
     )  # fmt: skip
     return Settings(
         Path(os.path.abspath(args.input)), Path(os.path.abspath(args.output)), wanted, options, args.jobs,
-        args.dask, args.key_file, args.dry_run,
+        args.dask, args.key_file, args.dry_run, args.another_face,
     )  # fmt: skip
 
 
@@ -83,8 +98,11 @@ def carry_out(
     Raises InputError, and CheckError where something was withheld; the rest of the output is there."""
     from ..volume.dicom_output import NOT_ANONYMOUS
     from .plan import as_tsv, summary
-    from .runner import PAGE, PLAN, QC, run
+    from .review import QC
+    from .runner import PAGE, PLAN, run
 
+    if settings.another_face is not None:
+        return _another_face(settings, progress)
     done: Summary = run(settings, Progress(progress).show)
     lines = [*as_tsv(done.rows).splitlines(), ""] if settings.dry else []
     lines += summary(done.rows)
@@ -101,6 +119,21 @@ def carry_out(
         verb = "would not be" if settings.dry else "is not" if count == 1 else "are not"
         raise CheckError(f"{files} {verb} in the output; the list above says why.")
     return lines, notes
+
+
+def _another_face(settings: Settings, progress: str) -> tuple[list[str], list[str]]:
+    from . import plan
+    from .another_face import another_face
+    from .review import QC
+    from .runner import PLAN
+
+    subject = str(settings.another_face)
+    if subject not in {row.subject for row in plan.read(settings.output / QC / PLAN)}:
+        subject = subject.removeprefix("sub-")
+    made = another_face(settings.source, settings.output, subject, settings.key_file, Progress(progress).show)
+    lines = [f"{subject} has another face in {len(made)} series:"]
+    lines += [f"  {one.row.path}: {one.row.action}" for one in sorted(made, key=lambda one: one.row.path)]
+    return lines, [warning for one in made for warning in one.row.warnings]
 
 
 class Progress:

@@ -28,7 +28,7 @@ OFF_MM = 4.0
 SHARPNESS = 0.24
 """Share of the mutual information that is lost beside the map, at least: 0.26 to 0.56 where both scans are of one
 head (19 pairs of 6 validation heads: T2w-like with 5 and 1.5 mm slices, EPI-like at 3 mm, T1w-like), 0.02 to 0.20
-where they are of two (20 pairs). A wrong map would leave a face, a refused one costs no more than that the series
+where they are of two (20 pairs). A wrong map would leave a face, the only cost of a refused one is that the series
 is looked at by itself."""
 
 

@@ -1,4 +1,4 @@
-"""Discovery: what lies in a data set, told from names and the first bytes alone. No voxel is read here.
+"""Discovery: what a data set holds, from names and first bytes alone. No voxel is read here.
 
 What cannot show a face is copied; what is an image becomes a series of a session; whatever is neither known nor
 harmless is withheld, with one reason.
@@ -99,7 +99,7 @@ class Series:
 
     @property
     def acquisition(self) -> tuple[str, ...]:
-        """The same for images of one acquisition, between which nobody moved (echoes, inversions, phase)."""
+        """The same for images of one acquisition (echoes, inversions, phase): the head did not move between."""
         family = self.suffix
         for name, members in (("field map", FIELD_MAP), ("MP2RAGE", MP2RAGE)):
             family = name if self.suffix in members else family
@@ -395,10 +395,11 @@ def _refused(members: Sequence[tuple[str, object]], patients: set[str]) -> str:
         return f"Is a DICOM object of the kind {modality or 'unknown'}, which is not handled."
     if any((_text(one, "NumberOfFrames") or "1") not in ("0", "1") for _, one in members):
         return (
-            "Is an enhanced multi-frame DICOM image, which is not handled; convert it to single frames or NIfTI."
+            "Is an enhanced multi-frame DICOM image, which is not handled; convert it to NIfTI, for example with "
+            "dcm2niix, or export single frames."
         )
     if "MOSAIC" in _text(header, "ImageType"):
-        return "Is a mosaic of slices, which is not handled; convert it to NIfTI."
+        return "Is a mosaic of slices, which is not handled; convert it to NIfTI, for example with dcm2niix."
     if len({_text(one, "PatientID") for _, one in members}) > 1:
         return "Is a series of more than one patient; separate them first."
     return ""

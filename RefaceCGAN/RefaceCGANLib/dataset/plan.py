@@ -6,7 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,11 +45,23 @@ class Row:
 @dataclass(frozen=True)
 class Outcome:
     """What happened to one series. outputs: files written, relative to the output.  facts: what was measured,
-    as JSON."""
+    as JSON.  image: those of the outputs that are the scan itself.  sources: the files it was made of, relative to
+    the input."""
 
     row: Row
     outputs: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    image: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+
+def only_changed(row: Row) -> Row:
+    """The row of a file in a derivatives folder, which holds nothing that is as it was."""
+    if row.action != "copy":
+        return row
+    return replace(
+        row, action="leave", reason=f"{row.reason} It stays in the source alone (--layout derivatives)."
+    )
 
 
 COLUMNS = tuple(entry.name for entry in fields(Row))

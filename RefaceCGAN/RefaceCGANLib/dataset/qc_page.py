@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
 from collections.abc import Sequence
 from html import escape
@@ -14,16 +14,19 @@ from ..volume.volume import atomic_path
 from .coregistration import SHARPNESS
 from .pictures import picture_name
 from .plan import Outcome, Row
+from .verdicts import Verdict, read_verdicts
 
-VERDICTS = ("pass", "fail")
-COLUMNS = ("path", "verdict", "note")
+BROWSER_ONLY = ("picture", "made", "verdict", "note")
+"""What the page knows of a scan and the list of scans does not: pictures are large, and verdicts are in qc.tsv."""
 CLOSE = 0.15
 """A check whose value lies within this share of its range from a limit is worth a look."""
 
 
-def write(path: Path, outcomes: Sequence[Outcome], rows: Sequence[Row], verdicts: Path) -> None:
-    """Write the page. outcomes: what is finished.  rows: of this run, of which what is withheld is listed.
-    verdicts: a qc.tsv of an earlier look, which is taken over where it exists.
+def write(path: Path, outcomes: Sequence[Outcome], rows: Sequence[Row], verdicts: Path) -> list[dict[str, Any]]:
+    """Write the page, and return its scans in their order, without pictures.
+
+    outcomes: what is finished.  rows: of this run, of which what is withheld is listed.  verdicts: a qc.tsv of an
+    earlier look, which is taken over where it exists.
 
     Raises InputError where the page cannot be written."""
     known = read_verdicts(verdicts)
@@ -42,6 +45,7 @@ def write(path: Path, outcomes: Sequence[Outcome], rows: Sequence[Row], verdicts
     )
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return [{name: value for name, value in entry.items() if name not in BROWSER_ONLY} for entry in entries]
 
 
 def write_originals(folder: Path, outcomes: Sequence[Outcome]) -> Path:
@@ -62,22 +66,6 @@ def write_originals(folder: Path, outcomes: Sequence[Outcome]) -> Path:
     with atomic_path(page) as temporary:
         temporary.write_text(f"{text}{''.join(cards)}</html>", encoding="utf-8", errors="backslashreplace")
     return page
-
-
-def read_verdicts(path: Path) -> dict[str, tuple[str, str]]:
-    """Verdict ("pass", "fail" or "") and note by path, from a qc.tsv; nothing where there is none or it is another
-    table."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = list(csv.DictReader(file, delimiter="\t"))
-    except (OSError, ValueError, csv.Error):
-        return {}
-    found = {}
-    for line in table:
-        verdict, note = (line.get("verdict") or "").strip(), (line.get("note") or "").strip()
-        if line.get("path"):
-            found[str(line["path"])] = (verdict if verdict in VERDICTS else "", "" if note == "n/a" else note)
-    return found
 
 
 def risk(outcome: Outcome) -> tuple[int, list[str]]:
@@ -106,17 +94,19 @@ def risk(outcome: Outcome) -> tuple[int, list[str]]:
     return level, reasons
 
 
-def _entry(outcome: Outcome, known: dict[str, tuple[str, str]]) -> dict[str, Any]:
+def _entry(outcome: Outcome, known: dict[str, Verdict]) -> dict[str, Any]:
     level, reasons = risk(outcome)
     verdict, note = known.get(outcome.row.path, ("", ""))
     row = outcome.row
     return {
-        "path": row.path, "action": row.action, "reason": row.reason, "risk": level, "look": reasons,
+        "path": row.path, "subject": row.subject, "session": row.session, "action": row.action,
+        "reason": row.reason, "risk": level, "look": reasons,
         "checks": [
             f"{check['name']}: {check['value']:g}{'' if check['passed'] else ' FAILED'}"
             for check in outcome.facts.get("checks", ())
         ],
         "picture": outcome.facts["picture"], "verdict": verdict, "note": note,
+        "made": hashlib.sha256(outcome.facts["picture"].encode()).hexdigest()[:12],
     }  # fmt: skip
 
 
@@ -174,12 +164,15 @@ const STORE = "refacecgan:" + location.pathname;
 let current = -1;
 try {
   const kept = JSON.parse(localStorage.getItem(STORE) || "{}");
-  for (const scan of scans) if (kept[scan.path]) Object.assign(scan, kept[scan.path]);
+  for (const scan of scans) {
+    const before = kept[scan.path];  // a verdict on another face than the one shown now is none
+    if (before && before.made === scan.made) Object.assign(scan, before);
+  }
 } catch (error) { /* a browser may keep nothing for local files */ }
 function save() {
   const kept = {};
   for (const scan of scans) if (scan.verdict || scan.note)
-    kept[scan.path] = {verdict: scan.verdict, note: scan.note};
+    kept[scan.path] = {verdict: scan.verdict, note: scan.note, made: scan.made};
   try { localStorage.setItem(STORE, JSON.stringify(kept)); } catch (error) { /* as above */ }
 }
 function element(name, text, kind) {

@@ -17,6 +17,9 @@ from .plan import Outcome, Row
 FOLDER = ".refacecgan"
 """In the output: the records, the lock, and which key was used."""
 
+NAMES = {"fingerprint", "row", "outputs", "facts", "image", "sources"}
+"""What a record holds."""
+
 
 class Records:
     """The records in an output folder. A record appears after all outputs it names are in their places."""
@@ -41,6 +44,11 @@ class Records:
             except OSError:
                 return None
         return self._outcome(content)
+
+    def find(self, series: str) -> Outcome | None:
+        """What was done to a series by the last run that finished it."""
+        content = self._read(self._path(series))
+        return None if content is None else self._outcome(content)
 
     def forget(self, series: str) -> None:
         """Remove the outputs that an earlier run made of a series, and their record."""
@@ -70,9 +78,21 @@ class Records:
             "row": asdict(outcome.row),
             "outputs": {name: os.path.getsize(self.output / name) for name in outcome.outputs},
             "facts": outcome.facts,
+            "image": outcome.image,
+            "sources": outcome.sources,
         }
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(content), encoding="ascii")
+
+    def adopt(self, other: Records, series: str) -> None:
+        """Take over the outputs and the record of a series from an output on the same disk. Raises OSError."""
+        content = self._read(other._path(series))
+        assert content is not None
+        for name in content["outputs"]:
+            (self.output / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(other.output / name, self.output / name)
+        self._path(series).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(other._path(series), self._path(series))
 
     def all(self) -> list[Outcome]:
         """Everything that is finished, of this run and of those before, in the order of the paths."""
@@ -87,13 +107,14 @@ class Records:
     def _outcome(content: dict[str, Any]) -> Outcome:
         row = content["row"]
         return Outcome(
-            Row(**{**row, "warnings": tuple(row["warnings"])}), tuple(content["outputs"]), content["facts"]
-        )
+            Row(**{**row, "warnings": tuple(row["warnings"])}), tuple(content["outputs"]), content["facts"],
+            tuple(content["image"]), tuple(content["sources"]),
+        )  # fmt: skip
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any] | None:
         try:
             content = json.loads(path.read_text(encoding="ascii"))
-            return content if {"fingerprint", "row", "outputs", "facts"} <= set(content) else None
+            return content if set(content) >= NAMES else None
         except (OSError, ValueError):
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,19 +19,22 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError
+from ..report import write_json
 from . import bids, plan, qc_page
 from .discovery import Found, Wanted, discover
+from .faces import read_faces
 from .plan import Outcome, Row
 from .records import FOLDER, Records
+from .review import QC, QC_TABLE, SCANS, write_scans
 from .series_output import copy_file
 from .session_work import Job, Options, Stop, work
 from .sessions import default_key_file, jobs, key_of
 
 log = logging.getLogger(__name__)
 
-QC = "qc"
-PLAN, LOG, PAGE, VERDICTS = "plan.tsv", "log.jsonl", "index.html", "qc.tsv"
-LOCK = "lock"
+PLAN, LOG, PAGE = "plan.tsv", "log.jsonl", "index.html"
+LOCK, ASKED, STAGED = "lock", "options.json", "other-face"
+"""In the output's own folder: the lock, what the last run was asked for, and where another face is made."""
 MEMORY_BASE, MEMORY_VOXEL = 1.3e9, 60
 """Bytes that a process needs for program and model, and for each voxel of a scan; rough upper figures."""
 DASK_SECONDS = 15
@@ -43,7 +47,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """One call. jobs: processes, None for what cores and memory allow.  key_file: None for beside the output."""
+    """One call. jobs: processes, None for what cores and memory allow.  key_file: None for beside the output.
+    another_face: the subject who is to get another face in a finished run; None for a run."""
 
     source: Path
     output: Path
@@ -53,6 +58,7 @@ class Settings:
     dask: str | None = None
     key_file: Path | None = None
     dry: bool = False
+    another_face: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,29 +79,37 @@ def run(settings: Settings, progress: Progress | None = None) -> Summary:
     source, output = settings.source, settings.output
     check_folders(source, output)
     found = discover(source, settings.wanted)
+    derivatives = settings.options.derivatives
+    if derivatives and found.layout != "bids":
+        raise InputError(f"{source} is no BIDS data set, of which alone --layout derivatives can be made.")
     from ..models.model import Model
 
-    Model.load(settings.options.model)
-    with _locked(output):
-        _remove_unfinished(output)
+    model = Model.load(settings.options.model)
+    with locked(output):
+        _check_layout(output, derivatives)
+        remove_unfinished(output)
         key = key_of(settings.key_file or default_key_file(output), output, make=not settings.dry)
-        tasks = jobs(found, source, output, key, settings.options, settings.dry)
+        if not settings.dry:
+            write_asked(output, settings, model.id)
+        tasks = jobs(found, source, output, key, settings.options, settings.dry, read_faces(output))
         outcomes = _work(tasks, settings, progress)
         rows = [*found.rows, *(outcome.row for outcome in outcomes)]
         rows = bids.without_orphans(rows)
+        if derivatives:
+            rows = [plan.only_changed(row) for row in rows]
         if not settings.dry:
             if not _partial(settings):
                 Records(output).forget_others(one.path for one in (*found.series, *found.also))
             _remove_withheld(rows, output)
             rows = _copy(rows, found, settings)
             if found.layout == "bids":
-                bids.finish(source, output, rows)
+                bids.finish(source, output, rows, derivatives)
         # runs on other people and sessions are in the plan, too
         known = {row.path: row for row in plan.read(output / QC / PLAN) if _still_there(row, settings)}
         known |= {row.path: row for row in rows}
         plan.write(known.values(), output / QC / PLAN)
         if not settings.dry:
-            _write_page(output)
+            write_page(output)
             if settings.options.originals:
                 qc_page.write_originals(Path(settings.options.originals), Records(output).all())
         tags = sorted({tag for outcome in outcomes for tag in outcome.facts.get("identifying", ())})
@@ -117,14 +131,49 @@ def group(source: Path, output: Path) -> Path:
     check_folders(source, output)
     if not (output / QC / PLAN).is_file():
         raise InputError(f"{output} holds no finished run; do the level participant first.")
-    with _locked(output):
-        return _write_page(output)
+    with locked(output):
+        return write_page(output)
 
 
-def _write_page(output: Path) -> Path:
+def write_page(output: Path) -> Path:
+    """The page, and the list of scans that Slicer reads. Raises InputError where they cannot be written."""
     page = output / QC / PAGE
-    qc_page.write(page, Records(output).all(), plan.read(output / QC / PLAN), output / QC / VERDICTS)
+    entries = qc_page.write(page, Records(output).all(), plan.read(output / QC / PLAN), output / QC / QC_TABLE)
+    write_scans(output / QC / SCANS, entries)
     return page
+
+
+def write_asked(output: Path, settings: Settings, model: str) -> None:
+    """Keep what a run was asked for, so that a person's face can be made again in the same way; nothing in it says
+    where anything lies."""
+    options, wanted = settings.options, settings.wanted
+    content = {
+        "model": model, "device": options.device, "threads": options.threads, "timeseries": options.timeseries,
+        "masks": options.masks, "derivatives": options.derivatives, "link": options.link,
+        "also": wanted.also, "keep": wanted.keep, "skip": wanted.skip,
+    }  # fmt: skip
+    write_json(content, output / FOLDER / ASKED)
+
+
+def read_asked(output: Path) -> tuple[Options, Wanted]:
+    """What the last run was asked for. Raises InputError where there was none, or that is damaged."""
+    path = output / FOLDER / ASKED
+    try:
+        content = json.loads(path.read_text(encoding="ascii"))
+        also, keep, skip = (tuple(map(str, content.pop(name))) for name in ("also", "keep", "skip"))
+        wanted = Wanted(also, keep, skip)
+        return Options(**content), wanted
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{output} holds no finished run; choose the output folder of refacecgan dataset."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged; run refacecgan dataset again.") from error
+
+
+def _check_layout(output: Path, derivatives: bool) -> None:
+    if (output / FOLDER / ASKED).is_file() and read_asked(output)[0].derivatives != derivatives:
+        raise InputError(f"{output} was made with another --layout; give that one or choose another output.")
 
 
 def check_folders(source: Path, output: Path) -> None:
@@ -147,7 +196,8 @@ def check_folders(source: Path, output: Path) -> None:
 
 
 @contextmanager
-def _locked(output: Path) -> Iterator[None]:
+def locked(output: Path) -> Iterator[None]:
+    """One run at a time on an output, whose folders are made. Raises InputError where another one is on."""
     from filelock import FileLock, Timeout
 
     try:
@@ -165,8 +215,10 @@ def _locked(output: Path) -> Iterator[None]:
         lock.release()
 
 
-def _remove_unfinished(output: Path) -> None:
-    """What a run that was killed has left: files under temporary names."""
+def remove_unfinished(output: Path) -> None:
+    """Remove what a run that was killed has left: files under temporary names, and a face that was not put into
+    place."""
+    shutil.rmtree(output / FOLDER / STAGED, ignore_errors=True)
     for folder, _, names in os.walk(output):
         for name in names:
             if name.startswith(".refacecgan-"):
@@ -196,7 +248,7 @@ def _work(tasks: Sequence[Job], settings: Settings, progress: Progress | None) -
             ]
         outcomes.extend(result)
         if not settings.dry:
-            _log(settings.output / QC / LOG, result)
+            write_log(settings.output / QC / LOG, result)
 
     if progress:
         progress(0, count)
@@ -210,8 +262,8 @@ def _work(tasks: Sequence[Job], settings: Settings, progress: Progress | None) -
     return outcomes
 
 
-def _log(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """One JSON line for each file; nothing in it says where the data set lies."""
+def write_log(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Add one JSON line for each file; nothing in it says where the data set lies."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with path.open("a", encoding="ascii") as file:
         for outcome in outcomes:
@@ -282,7 +334,7 @@ def _copy(rows: Sequence[Row], found: Found, settings: Settings) -> list[Row]:
         if row.action == "copy" and row.path not in handled and row.path not in written:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                copy_file(source, target)
+                copy_file(source, target, settings.options.link)
             except FileNotFoundError:
                 row = Row(row.path, row.subject, row.session, "withhold", "Has gone while the run was on.")
             except OSError as error:

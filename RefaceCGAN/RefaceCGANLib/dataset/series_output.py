@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import suppress
 from dataclasses import replace
@@ -17,8 +18,9 @@ from ..checks import Check
 from ..errors import CheckError, InputError
 from ..report import VISUAL_FEATURES, write_json
 from ..volume.volume import Volume, atomic_path
+from .bids import sidecars_of, target_name
 from .discovery import Series
-from .plan import Outcome, Row
+from .plan import Action, Outcome, Row
 from .timeseries import TimeSeries
 
 if TYPE_CHECKING:
@@ -37,12 +39,14 @@ def write(session: _Session, one: Series, decision: Decision, row: Row) -> Outco
         _folder(session.output / name)
     facts: dict[str, Any] = dict(decision.facts)
     if row.action == "copy":
-        return Outcome(row, _copy(session, one), facts)
+        return Outcome(row, _copy(session, one), facts, one.files, one.files)
     assert decision.anatomy is not None
+    target = target_of(session, one, row.action)
     if row.action == "empty":
-        return Outcome(row, _empty(session, one, decision.anatomy), facts)
+        return Outcome(row, _empty(session, one, decision.anatomy, target), facts, (target,), one.files)
     if session.is_timeseries(one):
-        return Outcome(row, *_timeseries(session, one, decision.anatomy, row, facts))
+        outputs, facts = _timeseries(session, one, decision.anatomy, row, facts, target)
+        return Outcome(row, outputs, facts, (target,), one.files)
     before = session.volume(one)
     after, checks = None, None
     if row.action == "reface":
@@ -75,10 +79,18 @@ def write(session: _Session, one: Series, decision: Decision, row: Row) -> Outco
         places = [session.output / name for name in one.files]
         write_series(sources, places, before, after, session.job.uid_key, what)
         facts["identifying"] = identifying(places[0])
-        return Outcome(row, (*outputs, *one.files), facts)
-    outputs += _sidecar(session, one, what)
-    after.write(session.output / one.path)
-    return Outcome(row, (*outputs, one.path), facts)
+        return Outcome(row, (*outputs, *one.files), facts, one.files, one.files)
+    target = target_of(session, one, row.action)
+    outputs += _beside(session, one, what, target)
+    after.write(session.output / target)
+    return Outcome(row, (*outputs, target), facts, (target,), one.files)
+
+
+def target_of(session: _Session, one: Series, action: Action) -> str:
+    """Where a series goes, relative to the output; DICOM series keep the names of their files."""
+    if one.kind == "dicom" or not session.job.options.derivatives:
+        return one.path
+    return target_name(one.path, action)
 
 
 def _folder(target: Path) -> None:
@@ -95,19 +107,19 @@ def _refaced(session: _Session, before: Volume, anatomy: Anatomy) -> tuple[Volum
 
 
 def _defaced(session: _Session, one: Series, before: Volume, anatomy: Anatomy) -> tuple[Volume, list[Check]]:
+    from ..checks import check_defaced
     from ..defacing import empty_face
-    from .session_work import checked
 
-    after, _ = empty_face(before, anatomy)
+    after, air = empty_face(before, anatomy)
     if one.phase and not anatomy.already_defaced:
         stored = before.stored.copy()
         anatomy.view.to_asl(stored)[anatomy.face_region] = before.to_stored(np.zeros(1))[0]
         after = before.with_stored(stored)
-    return after, checked(before, after, anatomy)
+    return after, check_defaced(before, after, anatomy, air)
 
 
 def _timeseries(
-    session: _Session, one: Series, anatomy: Anatomy, row: Row, facts: dict[str, Any]
+    session: _Session, one: Series, anatomy: Anatomy, row: Row, facts: dict[str, Any], target: str
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Every volume alike; brain and all else outside the face region keep their bits."""
     series = TimeSeries.read(session.input / one.path)
@@ -125,15 +137,15 @@ def _timeseries(
         lowest = kept.min() if series.slope > 0 else kept.max()
         series.stored[region, :] = np.zeros((), series.stored.dtype) if one.phase else lowest
     outputs = _masks(session, one, session.volume(one), anatomy)
-    outputs += _sidecar(session, one, FACE if row.action == "reface" else EMPTY)
-    series.write(session.output / one.path)
-    return (*outputs, one.path), {**facts, "volumes": series.count}
+    outputs += _beside(session, one, FACE if row.action == "reface" else EMPTY, target)
+    series.write(session.output / target)
+    return (*outputs, target), {**facts, "volumes": series.count}
 
 
-def _empty(session: _Session, one: Series, anatomy: Anatomy) -> tuple[str, ...]:
+def _empty(session: _Session, one: Series, anatomy: Anatomy, name: str) -> tuple[str, ...]:
     """A mask or derivative: 0 in the face region."""
     region = np.ascontiguousarray(anatomy.view.to_native(anatomy.face_region))
-    source, target = session.input / one.path, session.output / one.path
+    source, target = session.input / one.path, session.output / name
     if one.path.lower().endswith(".nrrd"):
         volume = Volume.read(source)
         stored = volume.stored.copy()
@@ -146,7 +158,7 @@ def _empty(session: _Session, one: Series, anatomy: Anatomy) -> tuple[str, ...]:
             series.stored.dtype
         )
         series.write(target)
-    return (one.path,)
+    return (name,)
 
 
 def _copy(session: _Session, one: Series) -> tuple[str, ...]:
@@ -158,14 +170,27 @@ def _copy(session: _Session, one: Series) -> tuple[str, ...]:
         write_series(sources, [session.output / name for name in one.files], volume, None, session.job.uid_key)
         return one.files
     for name in one.files:
-        copy_file(session.input / name, session.output / name)
+        copy_file(session.input / name, session.output / name, session.job.options.link)
     return one.files
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's content; it appears complete or not at all. Raises InputError where that fails."""
+def copy_file(source: Path, target: Path, link: bool = False) -> None:
+    """Copy a file's content, or, with `link`, make a hard link to it where the disk allows that; it appears
+    complete or not at all. Raises InputError where that fails."""
+    if link and _linked(source, target):
+        return
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Make the target a hard link to the source; False where that cannot be."""
+    with suppress(OSError, InputError):
+        if not (target.exists() and os.path.samefile(source, target)):  # to rename one to the other does nothing
+            with atomic_path(target) as temporary:
+                os.link(source.resolve(), temporary)
+        return True
+    return False
 
 
 def _masks(session: _Session, one: Series, volume: Volume, anatomy: Anatomy) -> tuple[str, ...]:
@@ -187,29 +212,44 @@ def mask_name(one: Series, layout: str) -> str:
     return f"{folder}/{stem}_defacemask.nii.gz".lstrip("/")
 
 
-def _sidecar(session: _Session, one: Series, what: str) -> tuple[str, ...]:
-    """The JSON sidecar of a scan, with what was done added to what it said; BIDS gets one where it is missing."""
-    name = sidecar_name(one.path)
-    if session.job.layout != "bids" and not (session.input / name).is_file():
+def _beside(session: _Session, one: Series, what: str, target: str) -> tuple[str, ...]:
+    """The JSON sidecar of a scan, with what was done added to what it said; BIDS gets one where it is missing. In
+    a derivatives folder it holds what the scan inherited, and gradient tables come along."""
+    own, name = sidecar_name(one.path), sidecar_name(target)
+    if session.job.layout != "bids" and not (session.input / own).is_file():
         return ()
     content: dict[str, Any] = {}
-    with suppress(FileNotFoundError):
-        text = (session.input / name).read_text(encoding="utf-8-sig")
-        try:
-            content = json.loads(text)
-            if not isinstance(content, dict):
-                raise ValueError
-        except ValueError as error:
-            raise InputError(f"{name} is no JSON object; mend it first.") from error
+    for source in sidecars_of(session.input, one.path) if session.job.options.derivatives else (own,):
+        with suppress(FileNotFoundError):
+            content |= _json(session.input, source)
     write_json(marked(content, what), session.output / name)
-    return (name,)
+    if own == name:
+        return (name,)
+    tables = []
+    for end in (".bval", ".bvec"):
+        source, table = (Path(each).with_suffix(end).as_posix() for each in (own, name))
+        if (session.input / source).is_file():
+            copy_file(session.input / source, session.output / table)
+            tables.append(table)
+    return (name, *tables)
+
+
+def _json(root: Path, name: str) -> dict[str, Any]:
+    text = (root / name).read_text(encoding="utf-8-sig")
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError
+    except ValueError as error:
+        raise InputError(f"{name} is no JSON object; mend it first.") from error
+    return content
 
 
 def sidecar_name(path: str) -> str:
     """sub-1_T1w.nii.gz -> sub-1_T1w.json."""
-    from .session_work import suffix_of
+    from ..volume.files import suffix_of
 
-    return path[: -len(suffix_of(path))] + ".json"
+    return path[: -len(suffix_of(Path(path)))] + ".json"
 
 
 def marked(content: dict[str, Any], what: str) -> dict[str, Any]:

@@ -23,15 +23,14 @@ import numpy as np
 
 from .. import __version__
 from ..anatomy.location import EMPTIED, IN_VIEW, Anatomy, air_level
-from ..checks import Check, check, enforce
 from ..errors import CheckError, RefaceError
 from ..spatial.grid import mapped, resample_axes
 from ..volume.volume import Volume
 from .coregistration import SHARPNESS, Grey, carry, near_brain, register, rigid, sharpness
 from .discovery import Layout, Series
-from .plan import Action, Outcome, Row
+from .plan import Action, Outcome, Row, only_changed
 from .records import Records
-from .timeseries import TimeSeries, volumes_in
+from .timeseries import TimeSeries, read_typical, volumes_in
 
 if TYPE_CHECKING:
     from ..refacer import Refacer
@@ -43,14 +42,15 @@ RANKS = ("T1w", "UNIT1", "MP2RAGE", "T2w", "FLAIR", "PDw", "")
 """Which contrast makes the better reference; what is not here comes last. A contrast agent ranks after the same
 without; time series rank after all others."""
 FACE_POINTS = 4000
-"""Points of the average face of which it is told how much lies in a field of view."""
+"""Number of points of the average face that are looked up to see how much of it a field of view holds."""
 
 
 @dataclass(frozen=True)
 class Options:
     """What a run was asked for. model: id or path.  timeseries: what happens to series of several volumes.
     masks: write the face region of each scan beside it.  pictures: draw the thumbnails of the page.
-    originals: folder for pictures of the originals, "" for none."""
+    originals: folder for pictures of the originals, "" for none.  derivatives: the output is a BIDS derivatives
+    folder, with nothing in it but what was changed.  link: what is copied becomes a hard link where possible."""
 
     model: str = "default"
     device: str = "cpu"
@@ -59,6 +59,8 @@ class Options:
     masks: bool = False
     pictures: bool = True
     originals: str = ""
+    derivatives: bool = False
+    link: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,10 @@ def fingerprint(job: Job) -> str:
 
     digest = hashlib.sha256()
     options = job.options
-    asked = (options.threads, options.timeseries, options.masks, options.device, job.layout, job.uid_key.hex())
+    asked = (
+        options.threads, options.timeseries, options.masks, options.device, options.derivatives, job.layout,
+        job.uid_key.hex(),
+    )  # fmt: skip
     card = Model.load(options.model).card
     weights = sorted(str(entry["sha256"]) for entry in card["files"].values())
     digest.update(repr((__version__, weights, job.seed, asked, job.subject, job.session)).encode())
@@ -119,8 +124,13 @@ def _beside(job: Job, series: Series) -> list[str]:
     """The sidecars of a series, whose content ends up in the output or decides it."""
     if series.kind == "dicom":
         return []
-    stem = series.path[: -len(suffix_of(series.path))]
-    return [name for end in (".json", ".bval") if (Path(job.input) / (name := stem + end)).is_file()]
+    from .bids import sidecars_of
+
+    stem, root = series.path[: -len(suffix_of(series.path))], Path(job.input)
+    names = [stem + ".json", stem + ".bval"]
+    if job.options.derivatives:
+        names = [*sidecars_of(root, series.path), stem + ".bval", stem + ".bvec"]
+    return [name for name in names if (root / name).is_file()]
 
 
 def suffix_of(path: str) -> str:
@@ -239,7 +249,9 @@ class _Session:
             one.path, one.subject, one.session, decision.action, decision.reason, decision.region_from,
             decision.warnings,
         )  # fmt: skip
-        if self.job.dry or decision.action == "withhold":
+        if self.job.options.derivatives:
+            row = only_changed(row)
+        if self.job.dry or row.action in ("withhold", "leave"):
             return Outcome(row, facts=dict(decision.facts))
         from .series_output import write
 
@@ -249,11 +261,13 @@ class _Session:
             if _no_place(error):
                 raise
             reason = self._sentence(error)
-        except MemoryError:
-            reason = "Does not fit in memory; use fewer jobs."
         except Exception as error:  # one broken scan never stops the rest
-            log.exception("%s", one.path)
-            reason = f"Met a bug in RefaceCGAN ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
+            from ..app.service import explain
+
+            failure = explain(error)
+            if failure.kind == "crash":
+                log.exception("%s", one.path)
+            reason = failure.sentence
         return Outcome(Row(one.path, one.subject, one.session, "withhold", reason, warnings=row.warnings))
 
     def _sentence(self, error: BaseException) -> str:
@@ -272,15 +286,7 @@ class _Session:
         """The series as one volume; for a time series what stands for it. Raises RefaceError."""
         if one.path not in self.volumes:
             try:
-                if one.kind == "dicom":
-                    from ..volume.dicom_output import read_files
-
-                    found = read_files([self.input / name for name in one.files])
-                elif self.is_timeseries(one):
-                    found = TimeSeries.read(self.input / one.path).typical()
-                else:
-                    found = Volume.read(self.input / one.path)
-                self.volumes[one.path] = found
+                self.volumes[one.path] = read_typical([self.input / name for name in one.files])
             except RefaceError as error:
                 self.volumes[one.path] = error
         result = self.volumes[one.path]
@@ -562,11 +568,3 @@ def same_grid(grid: Grid, volume: Volume) -> bool:
 
 def _name(one: Series) -> str:
     return f"the session's {one.suffix}" if one.suffix else one.path
-
-
-def checked(before: Volume, after: Volume, anatomy: Anatomy, expected_ml: float = 0.0) -> list[Check]:
-    """The checks of a defaced scan. Raises CheckError with the first that failed."""
-    results = check(before, after, anatomy, air_level(before.array), anatomy.face_region, expected_ml)
-    results = [entry for entry in results if entry.name != "face_tissue_ratio"]  # there is to be no face
-    enforce(results)
-    return results

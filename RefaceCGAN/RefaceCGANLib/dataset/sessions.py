@@ -7,13 +7,14 @@ import hmac
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
-from ..app.command_line import KEY_BYTES
 from ..errors import InputError
-from ..refacer import seed_of
 from ..report import write_json
+from ..seeds import read_key, seed_of
 from .discovery import Found
+from .faces import identity_of
 from .records import FOLDER
 from .session_work import Job, Options
 
@@ -22,13 +23,25 @@ KEY_CHECK = "run.json"
 """In the output's own folder: tells whether a key is the one that was used, and not what it is."""
 
 
-def jobs(found: Found, source: Path, output: Path, key: bytes, options: Options, dry: bool) -> list[Job]:
-    """One job for each session, in the order of their names. The key itself is in none of them."""
+def jobs(
+    found: Found,
+    source: Path,
+    output: Path,
+    key: bytes,
+    options: Options,
+    dry: bool = False,
+    numbers: Mapping[str, int] | None = None,
+) -> list[Job]:
+    """One job for each session, in the order of their names. The key itself is in none of them.
+
+    numbers: which of their faces people have, by subject (`faces.read_faces`)."""
+    numbers = numbers or {}
     keys = sorted({(one.subject, one.session) for one in (*found.series, *found.also)})
     return [
         Job(
             str(source), str(output), found.layout, subject, session,
-            seed=seed_of(_text(subject), key), uid_key=hmac.new(key, b"DICOM UIDs", hashlib.sha256).digest(),
+            seed=seed_of(_text(identity_of(subject, numbers.get(subject, 0))), key),
+            uid_key=hmac.new(key, b"DICOM UIDs", hashlib.sha256).digest(),
             series=tuple(one for one in found.series if (one.subject, one.session) == (subject, session)),
             also=tuple(one for one in found.also if (one.subject, one.session) == (subject, session)),
             options=options, dry=dry,
@@ -63,7 +76,7 @@ def key_of(path: Path, output: Path, make: bool) -> bytes:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{check} is damaged; put it back or choose another output.") from error
     if path.is_file():
-        key = _read(path)
+        key = read_key(path, "put the right key file there")
     elif used:
         raise InputError(
             f"The key file {path} of this output is not there; put it back, as with a new one everybody would get "
@@ -81,17 +94,6 @@ def key_of(path: Path, output: Path, make: bool) -> bytes:
         )
     if make and not used:
         write_json({"key": mark}, check)
-    return key
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            key = file.read(KEY_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); put the right key file there.") from error
-    if not 0 < len(key) <= KEY_BYTES:
-        raise InputError(f"{path} is empty or no key; put the right key file there.")
     return key
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..volume.volume import GZIPPED, Volume, atomic_path
+from ..volume.volume import GZIPPED, SUFFIXES, Volume, atomic_path
 
 MGH_HEADER = 284
 """Bytes before the voxels of an MGH file."""
 B0 = 50.0
 """s/mm2: a diffusion volume with no higher b-value counts as unweighted."""
 AVERAGED = 5
-"""So many volumes from the start, averaged, stand for a series that has no b-values."""
+"""The mean of this many first volumes stands for a series that has no b-values."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,17 @@ class TimeSeries:
                     stream.write(self.content)
             else:
                 file.write(self.content)
+
+
+def read_typical(files: Sequence[Path]) -> Volume:
+    """One series as one volume: its file, or the files of a DICOM series; of a time series what stands for it.
+
+    Raises InputError."""
+    if len(files) > 1 or not files[0].name.lower().endswith(SUFFIXES):
+        from ..volume.dicom_output import read_files
+
+        return read_files(files)
+    return TimeSeries.read(files[0]).typical() if volumes_in(files[0]) > 1 else Volume.read(files[0])
 
 
 def volumes_in(path: Path) -> int:

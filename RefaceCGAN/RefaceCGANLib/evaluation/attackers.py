@@ -28,7 +28,7 @@ from .face_recognition import Look
 FOLDS = 10
 """Of cross-validation, by person."""
 LEAST_PEOPLE = 12
-"""From fewer nothing is learned, and of fewer judged people nothing can be said."""
+"""The fewest people to learn from, and to judge on."""
 RESAMPLES = 1000
 """Of people, with replacement, for an interval of 95 %."""
 PENALTIES = np.logspace(-2, 6, 17)
@@ -185,9 +185,9 @@ def learned(
             pca.fit(outputs[known[known_originals[known]]])
         x = inputs / max(float(inputs[pairs].std()), 1e-9)
         ridge = RidgeCV(PENALTIES).fit(x[pairs], pca.transform(outputs)[np.nonzero(pairs)[1]])
-        told, gallery = ridge.predict(x[:, test].reshape(-1, length)), pca.transform(outputs[unknown])
-        told, gallery = (part / np.maximum(_length(part), 1e-9) for part in (told, gallery))
-        scores[:, test[:, None], unknown] = (told @ gallery.T).reshape(seeds, len(test), len(unknown))
+        predicted, gallery = ridge.predict(x[:, test].reshape(-1, length)), pca.transform(outputs[unknown])
+        predicted, gallery = (part / np.maximum(_length(part), 1e-9) for part in (predicted, gallery))
+        scores[:, test[:, None], unknown] = (predicted @ gallery.T).reshape(seeds, len(test), len(unknown))
     if people is not None:
         scores = scores[:, :people]
     scores[~there[:, : scores.shape[1]]] = np.nan

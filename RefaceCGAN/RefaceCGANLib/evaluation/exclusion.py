@@ -1,7 +1,7 @@
 """The exclusion criteria of Molchanova et al. 2023, section 2.3, as measurements: C1, C2 and where to look.
 
 C1, brain voxels changed, and C2, the face was not removed, are measured here against the original, for every tool
-in the same way. C3, the segmentation of the original failed, is told from the volumetry, and the limits are set,
+in the same way. C3, the segmentation of the original failed, follows from the volumetry, and the limits are set,
 in `statistics`. None of them replaces a look at the render sheet.
 """
 
@@ -16,8 +16,9 @@ import numpy as np
 from ..errors import InputError
 from ..refacer import Refacer
 from ..spatial.grid import positions, sample
-from ..volume.volume import Volume, atomic_path
-from .tools import on_grid_of
+from ..volume.files import atomic_path
+from ..volume.volume import Volume
+from .tool_base import on_grid_of
 
 if TYPE_CHECKING:
     from ..anatomy.location import Anatomy
@@ -27,7 +28,7 @@ FACE_MM = ((-60.0, 60.0), (20.0, 120.0), (-100.0, -20.0))
 """RAS mm of the template: the face from below the brow to the chin, between the cheeks. Every tool is to remove
 it, also those that leave forehead, ears and neck."""
 SKIN_MM = 6.0
-"""How deep under its surface the face still is what is seen of it."""
+"""Depth below the skin, mm, to which tissue counts as visible face."""
 SAME = 1e-5
 """Of the original's range: values nearer than this are equal (an output may be float32 where the original is
 not), which is less than one step of 16 bits."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..volume.volume import atomic_path
+from ..volume.files import atomic_path
 
 DETECTED = 0.3
 """YuNet's score from which on there is a face: low, so that a doubtful face still counts as one to recognise."""
@@ -78,7 +78,7 @@ class FaceModels:
         outputs = {output.name for output in self._detector.get_outputs()}
         if not outputs >= {f"{part}_{stride}" for part in ("cls", "obj", "bbox", "kps") for stride in STRIDES}:
             raise InputError(f"{detector} is no YuNet face detector; name its ONNX file.")
-        self._embedders = {name: _Embedder(spec, threads) for name, spec in embedders.items()}
+        self._embedders = {name: Embedder(spec, threads) for name, spec in embedders.items()}
 
     def look(self, images: Sequence[np.ndarray]) -> dict[str, Look]:
         """What each embedder makes of pictures (H, W, 3) uint8 RGB, one for each view."""
@@ -118,7 +118,7 @@ class FaceModels:
         return best, points
 
 
-class _Embedder:
+class Embedder:
     """One network that turns a face into numbers, and how it wants the face."""
 
     def __init__(self, spec: Path | dict[str, Any], threads: int) -> None:

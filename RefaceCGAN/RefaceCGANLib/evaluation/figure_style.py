@@ -10,7 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
-from ..volume.volume import atomic_path
+from ..volume.files import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,7 @@ def styled(draw: Callable[Arguments, list[Path]]) -> Callable[Arguments, list[Pa
 
 
 def new_figure(width: float, height: float, pad: float = 0.04) -> Figure:
-    """An empty figure of so many inches that arranges itself, with `pad` inches about each panel."""
+    """An empty figure (width and height in inches) with automatic layout and `pad` inches about each panel."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

@@ -54,7 +54,7 @@ CAPTIONS = {
     "matches": "Distances between originals and simulated re-scans of the same person, and between originals of "
     "two people; there is one scan a person. The less they overlap, the better the embedder.",
     "dice": "Overlap of the segmentations of output and original: median, quartiles, and every scan. 1 is best.",
-    "identification": "Can the own original be told from the output's face? Distance between the two (dashed: "
+    "identification": "Can the own original be found from the output's face? Distance between the two (dashed: "
     "threshold of a match), share of the other originals that are further away than the own (AUC), and how often "
     "the own is the nearest, or one of the five nearest, of all originals; dotted: chance. Lines: 95 % intervals, "
     "bootstrap over scans.",

@@ -15,7 +15,7 @@ import numpy as np
 from .attackers import Attack
 from .cohort import Looks
 from .face_recognition import Look
-from .made_or_real import Telling
+from .made_or_real import Separability
 from .measure import Cohort, Seen, slices
 from .measurements import bootstrapped, known, rows_of
 from .skin_shape import rays
@@ -35,7 +35,7 @@ trained on the others)."""
 def attacker_tables(study: Study, looks: Looks) -> dict[str, pd.DataFrame]:
     """table_attackers: each attacker against each tool and embedder.  table_made_or_real: slices and renders."""
     attacks: list[dict[str, object]] = []
-    told: list[dict[str, object]] = []
+    rows: list[dict[str, object]] = []
     scans = {name: Scan(study, name) for name in study.scans}
     for tool in study.tools:
         for embedder in study.embedders:
@@ -46,10 +46,10 @@ def attacker_tables(study: Study, looks: Looks) -> dict[str, pd.DataFrame]:
                 if people is not None and not study.pairs:
                     continue
                 attacks += [_attack_row(tool, embedder, judged, attack) for attack in cohort.attacks(people)]
-            told.append(_told_row(tool, cohort.renders(), f"renders, {embedder}"))
+            rows.append(_separability_row(tool, cohort.renders(), f"renders, {embedder}"))
         found = tissue_found(study, scans, tool)
-        told += [_told_row(tool, one, one.name) for one in slices(found)]
-    tables = {"table_attackers": _frame(attacks), "table_made_or_real": _frame(told)}
+        rows += [_separability_row(tool, one, one.name) for one in slices(found)]
+    tables = {"table_attackers": _frame(attacks), "table_made_or_real": _frame(rows)}
     return {name: table for name, table in tables.items() if len(table)}
 
 
@@ -107,9 +107,9 @@ def headline(table: pd.DataFrame, tables: Mapping[str, pd.DataFrame], tools: Ite
             row["worst_attacker"] = f"{most['attacker']}{way}"
             row |= _interval("auc", most["found"], most["found_low"], most["found_high"])
             row |= {name: most[name] for name in ("rank_1_percent", "gallery", "people")}
-        told = _of(tables, "table_made_or_real", tool)
+        found = _of(tables, "table_made_or_real", tool)
         for kind in ("slices", "renders"):
-            most = _most(told[told["where"].str.startswith(kind)] if len(told) else told, "auc")
+            most = _most(found[found["where"].str.startswith(kind)] if len(found) else found, "auc")
             if most:
                 row |= _interval(f"made_or_real_{kind}", most["auc"], most["auc_low"], most["auc_high"])
         for name in ("fine_texture", "local_contrast", "skin_left_percent"):
@@ -177,10 +177,10 @@ def _attack_row(tool: Tool, embedder: str, judged: str, attack: Attack) -> dict[
     }
 
 
-def _told_row(tool: Tool, told: Telling, where: str) -> dict[str, object]:
+def _separability_row(tool: Tool, found: Separability, where: str) -> dict[str, object]:
     return {
-        "tool": tool.name, "where": where, "people": told.people, "auc": told.auc, "auc_low": told.low,
-        "auc_high": told.high,
+        "tool": tool.name, "where": where, "people": found.people, "auc": found.auc, "auc_low": found.low,
+        "auc_high": found.high,
     }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""Made or real: can a classifier that has seen other people's originals and outputs tell them apart?
+"""Made or real: does a classifier, trained on other people's originals and outputs, separate the two?
 
 One number for slices (patches of tissue) and one for renders (embeddings of a face recogniser): the AUC of a
 classifier by scikit-learn, in cross-validation over people, so that no person is learned from and judged. 0.5:
-made cannot be told from real; 1: every patch, or picture, gives itself away.
+no better than chance; 1: each patch, or picture, is classified correctly.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ TREES = 200
 
 
 @dataclass(frozen=True)
-class Telling:
-    """How well made is told from real: AUC, its 95 % interval by bootstrap over people, and how many there
-    were."""
+class Separability:
+    """How well a classifier separates made from real: AUC, its 95 % interval by bootstrap over people, and the
+    number of people."""
 
     name: str
     auc: float
@@ -36,23 +36,23 @@ class Telling:
         return f"made or real, {self.name}: AUC {interval}, {self.people} people"
 
 
-def patches_told(
+def patch_separability(
     real: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray], name: str = "patches", seed: int = 0
-) -> Telling:
+) -> Separability:
     """A random forest on features of patches. real, made: person -> (N, F), the patches of the original and of
     the output. People of whom either has no patch are left out, except where the two have no person in common
     (then they are different people, real ones and made ones, and each counts by itself)."""
     from sklearn.ensemble import RandomForestClassifier
 
     forest = RandomForestClassifier(TREES, min_samples_leaf=3, max_features="sqrt", random_state=seed)
-    return _told(forest, real, made, name, seed)
+    return _separability(forest, real, made, name, seed)
 
 
-def renders_told(
+def render_separability(
     real: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray], name: str = "renders", seed: int = 0
-) -> Telling:
+) -> Separability:
     """A linear classifier (logistic regression) on embeddings. real, made: person -> (N, D), one row for each
-    picture (rows with NaN, no face, are left out); see `patches_told`. A head's score is the mean over its
+    picture (rows with NaN, no face, are left out); see `patch_separability`. A head's score is the mean over its
     pictures."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -62,13 +62,13 @@ def renders_told(
     real, made = (
         {person: rows[np.isfinite(rows).all(axis=1)] for person, rows in part.items()} for part in (real, made)
     )
-    return _told(linear, real, made, name, seed, whole=True)
+    return _separability(linear, real, made, name, seed, whole=True)
 
 
-def _told(
+def _separability(
     classifier: Any, real: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray], name: str, seed: int,
     whole: bool = False,
-) -> Telling:  # fmt: skip
+) -> Separability:  # fmt: skip
     """whole: a person's rows are one picture, with one score."""
     from sklearn.base import clone
     from sklearn.model_selection import StratifiedGroupKFold
@@ -83,7 +83,7 @@ def _told(
         real, made = ({person: part[person] for person in sorted(both)} for part in (real, made))
     people = sorted(real.keys() | made.keys())
     if min(len(real), len(made)) < FOLDS:
-        return Telling(name, float("nan"), float("nan"), float("nan"), len(people))
+        return Separability(name, float("nan"), float("nan"), float("nan"), len(people))
     parts = [
         (rows, label, people.index(person))
         for label, part in enumerate((real, made))
@@ -104,7 +104,7 @@ def _told(
         labels, groups, folds = labels[first], groups[first], folds[first]
     auc, draws = _by_fold(scores, labels, groups, folds, seed)
     low, high = np.nanpercentile(draws, (2.5, 97.5))
-    return Telling(name, auc, float(low), float(high), len(people))
+    return Separability(name, auc, float(low), float(high), len(people))
 
 
 def _by_fold(

@@ -33,7 +33,7 @@ from ..volume.volume import Volume
 from . import attackers
 from .attackers import Attack, judged
 from .face_recognition import FaceModels, Look
-from .made_or_real import Telling, patches_told, renders_told
+from .made_or_real import Separability, patch_separability, render_separability
 from .reidentification import portraits
 from .skin_shape import place_in_template, skin_distances
 from .store import Store, code, stamp
@@ -214,11 +214,11 @@ class Cohort:
             judged("learned, both", attackers.learned(both, known_both, people), learned=True),
         ]
 
-    def renders(self, seed: int = 0) -> Telling:
+    def renders(self, seed: int = 0) -> Separability:
         """Made or real in renders, of one seed."""
         real = {name: self.gallery_looks[i] for i, name in enumerate(self.names)}
         made = {name: self.looks[seed, i] for i, name in enumerate(self.names)}
-        return renders_told(real, made)
+        return render_separability(real, made)
 
 
 def texture_summary(ratios: Iterable[Mapping[str, float]]) -> dict[str, tuple[float, float, float]]:
@@ -230,15 +230,15 @@ def texture_summary(ratios: Iterable[Mapping[str, float]]) -> dict[str, tuple[fl
     }
 
 
-def slices(found: Mapping[str, tuple[Patches, Patches, Mapping[str, float]]]) -> list[Telling]:
+def slices(found: Mapping[str, tuple[Patches, Patches, Mapping[str, float]]]) -> list[Separability]:
     """Made or real in slices: by texture features and, where there are such, by MeshNet's."""
-    told = []
+    found_by = []
     for kind, name in (("texture", "slices, texture"), ("meshnet", "slices, MeshNet")):
         real = {person: getattr(part[0], kind) for person, part in found.items()}
         made = {person: getattr(part[1], kind) for person, part in found.items()}
         if any(rows.shape[1] for rows in real.values() if len(rows)):
-            told.append(patches_told(real, made, name))
-    return told
+            found_by.append(patch_separability(real, made, name))
+    return found_by
 
 
 def heads_in(folder: Path) -> dict[str, Path]:
@@ -280,7 +280,7 @@ def main(argv: list[str] | None = None) -> None:
     outputs = {name: [measures.see(originals[name], seed[name]) for seed in seeds] for name in people}
     cohort = Cohort.of(outputs, seen)
     attacks = cohort.attacks(judge)
-    lines: list[Attack | Telling] = [*attacks, cohort.renders()]
+    lines: list[Attack | Separability] = [*attacks, cohort.renders()]
     for line in lines:
         print(line, flush=True)
     print("worst:", attackers.worst(attacks), flush=True)
@@ -292,9 +292,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.realism:
         shown = sorted(people, key=lambda name: (name not in (judge or ()), name))[: args.limit]
         found = {name: measures.tissue(originals[name], seeds[0][name]) for name in shown}
-        for told in slices(found):
-            print(told, flush=True)
-            numbers[told.name] = vars(told)
+        for one in slices(found):
+            print(one, flush=True)
+            numbers[one.name] = vars(one)
         for name, (middle, low, high) in texture_summary(part[2] for part in found.values()).items():
             print(f"{name}, refaced over original: {middle:.2f} ({low:.2f} to {high:.2f})", flush=True)
             numbers[name] = [middle, low, high]

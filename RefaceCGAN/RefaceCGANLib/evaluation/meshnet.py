@@ -60,7 +60,7 @@ def conform(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def threads_of_torch(threads: int | None) -> Iterator[None]:
-    """Let torch use so many threads for a while; None: as many as it does."""
+    """Set the number of torch's threads for a while; None: leave it."""
     import torch
 
     before = torch.get_num_threads()

@@ -28,22 +28,23 @@ def run(
     workers: int,
     say: Say,
     finished: Callable[[Any, Any, str | None], None],
+    apart: bool = False,
 ) -> None:
     """Do `work(task, say)` for each task and call finished(task, result, None), or finished(task, None, reason)
     where it raised or its process died. work: a function of a module; tasks and results: picklable.
 
-    With one worker (or one task) it is done in this process, else in `workers` processes of one thread each.
-    KeyboardInterrupt ends them all."""
-    if min(workers, len(tasks)) < 2:
+    With one worker (or one task) it is done in this process, unless it is to be done apart, else in `workers`
+    processes of one thread each. Any exception here ends them all."""
+    if min(workers, len(tasks)) < 2 and not apart:
         for task in tasks:
             finished(task, *_outcome(work, task, say))
         return
     waiting = list(reversed(tasks))
-    with _processes() as processes:
+    with processes() as pool:
         busy: dict[Connection, tuple[Any, Any]] = {}  # connection -> process, task
         while waiting or busy:
             while waiting and len(busy) < workers:
-                connection, process = processes.idle(work)
+                connection, process = pool.idle(work)
                 task = waiting.pop()
                 connection.send(task)
                 busy[connection] = process, task
@@ -60,7 +61,7 @@ def run(
                     say(*message)
                 else:
                     del busy[connection]
-                    processes.rest(connection, process)
+                    pool.rest(connection, process)
                     finished(task, *message)
 
 
@@ -98,17 +99,17 @@ class _Processes:
 
 
 @contextmanager
-def _processes() -> Iterator[_Processes]:
+def processes() -> Iterator[_Processes]:
     """Processes with one thread each; they are gone in the end."""
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
-    processes = _Processes()
+    pool = _Processes()
     try:
-        yield processes
+        yield pool
     finally:
-        for process in processes.all:
+        for process in pool.all:
             process.terminate()
-        for process in processes.all:
+        for process in pool.all:
             process.join(20)
             if process.is_alive():
                 process.kill()

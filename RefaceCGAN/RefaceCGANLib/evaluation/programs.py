@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..models.model import sha256
 from ..volume.volume import Volume
 from .external_process import run_program
-from .tools import Tool, on_grid_of, scan_name
+from .tool_base import Tool, on_grid_of, scan_name
 
 TIME_LIMIT = 3600.0
 """Seconds; mri_reface and mideface take minutes, the others less."""

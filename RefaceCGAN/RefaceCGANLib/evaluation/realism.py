@@ -9,9 +9,9 @@ from ..spatial.grid import largest_part, resample_axes
 from ..volume.volume import Volume
 
 AXES = 4
-"""Principal axes the Frechet distance is measured along. Few faces do not tell the covariance of 256 numbers:
-between two samples of 15 originals in four views they give 0.60 (standard deviation 0.02) and between originals
-and refaced scans 0.74; four axes give 0.02 (0.01) and 0.25."""
+"""Principal axes the Frechet distance is measured along. A few faces do not determine the covariance of 256
+numbers: between two samples of 15 originals in four views they give 0.60 (standard deviation 0.02) and between
+originals and refaced scans 0.74; four axes give 0.02 (0.01) and 0.25."""
 SEAM_STEP = 2.0  # mm; finer scans are resampled to this
 SEAM_MM = 2.5  # from the border of the face region: the seam
 ELSEWHERE_MM = 5.0, 20.0  # the skin on both sides that it is compared with
@@ -42,7 +42,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 def seam(volume: Volume, face_region: np.ndarray, threshold: float | None = None) -> float:
     """How visible the border of the face region is: the change of intensity across it, on the skin, over that in
-    the same direction on the skin nearby. 1: no more than elsewhere, as in an original; 2: an edge for all to see.
+    the same direction on the skin nearby. 1: as in an original; 2: twice as much, a visible edge.
 
     face_region: bool (I, J, K), the voxels that the tool changed, holes and loose voxels included. threshold:
     where the skin begins, in real values (default: `surface.skin_threshold`). "Across" is the direction away

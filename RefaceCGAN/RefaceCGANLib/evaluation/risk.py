@@ -1,4 +1,4 @@
-"""The risk of one scan: `refacecgan risk ORIGINAL REFACED`: what can honestly be told for one, and what cannot.
+"""The risk of one scan: `refacecgan risk ORIGINAL REFACED`: what one scan can show, and what it cannot.
 
 One scan shows what was replaced and what was kept, and how far apart a face recogniser sees the two faces.
 Whether an attacker finds the owner is a matter of a cohort: the model card carries what was measured on one
@@ -21,7 +21,7 @@ from ..rendering.skin_surface import skin_threshold
 from ..volume.volume import Volume
 from .exclusion import Reference, changed
 from .skin_shape import place_of, skin_distances, skin_left_percent
-from .tools import on_grid_of
+from .tool_base import on_grid_of
 
 if TYPE_CHECKING:
     from .measure import Cohort
@@ -42,7 +42,7 @@ def risk(
     detector: Path | None = None,
     recogniser: Path | None = None,
 ) -> dict[str, Any]:
-    """What can be told of one refaced scan, JSON values.
+    """What is known of one refaced scan, JSON values.
 
     model: whose card carries the cohort.  detector, recogniser: ONNX files; without them no distance is measured.
     Raises InputError for scans of two grids or a file that is no network, CheckError where the original shows no
@@ -108,7 +108,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         interval = f"{learned['auc']:.2f} ({learned['low']:.2f} to {learned['high']:.2f}; chance is 0.50)"
         lines.append(
             "A distance does not show an attacker who learned from other people's pairs: on the card's cohort "
-            f"that one told the owner from one other person with an AUC of {interval}."
+            f"that one separated the owner from one other person with an AUC of {interval}."
         )
     else:
         lines.append(

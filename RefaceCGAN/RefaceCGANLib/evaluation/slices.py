@@ -1,7 +1,7 @@
 """Slices of original and output side by side, at full resolution: no number replaces this look.
 
-Where they lie is told by what the tool changed: the middle of the face from side to side, and two heights and
-depths that the new face takes most of.
+Their positions follow from the voxels that the tool changed: the middle of the face from side to side, and the
+two heights and depths where it changed most.
 """
 
 from __future__ import annotations

@@ -39,18 +39,20 @@ from .reidentification import SIZE, VIEWS, FaceModels, Look, portraits, rescan
 from .skin_shape import place_in_template, skin_distances, skin_left_percent
 from .store import Store, code, stamp
 from .study_config import Study
-from .tools import ENGINE, Tool, loaded
+from .tool_base import Tool
+from .tools import ENGINE, loaded
 
 if TYPE_CHECKING:
     from .exclusion import Reference
     from .meshnet import Network
-    from .volumetry import Backend, Segmentation
+    from .segmentation import Segmentation
+    from .volumetry import Backend
 
 log = logging.getLogger(__name__)
 
 RUN, LOOK, SEGMENT = 5.0, 3.0, 40.0
 """About how many seconds a stage takes: what the progress counts."""
-VOLUMETRY = "volumetry", "volumetry_external", "meshnet"
+VOLUMETRY = "segmentation", "volumetry", "volumetry_external", "meshnet"
 OUTPUT, LABELS, PICTURES, NUMBERS = "output.nii.gz", "labels.nii.gz", "pictures.npz", "numbers.json"
 SKIN, PLACE, SLICES = "skin.npy", "place.npy", "slices.npz"
 TISSUE, SHAPE = 6.0, 2.0
@@ -167,7 +169,7 @@ class Scan:
     def segment_key(self, backend: str, tool: Tool | None) -> list[Any]:
         table = self.backends[backend]
         files = [stamp(Path(text)) for text in table.values() if isinstance(text, str) and Path(text).exists()]
-        program = code("spatial/grid", "volume/volume", *(f"evaluation/{name}" for name in VOLUMETRY))
+        program = code("spatial/grid", "volume", *(f"evaluation/{name}" for name in VOLUMETRY))
         return [self.output_key(tool, first(tool)), table, files, program]
 
     @property
@@ -445,7 +447,7 @@ class Scan:
 
     def brain_masks(self) -> dict[str, np.ndarray]:
         """Name -> bool (I, J, K) on the original's grid."""
-        from .tools import on_grid_of
+        from .tool_base import on_grid_of
 
         masks: dict[str, np.ndarray] = {}
         given = self.study.masks.get(self.name)
@@ -482,7 +484,7 @@ class Scan:
 
     def segment(self, backend: str, tool: Tool | None) -> None:
         """Volumes and, of an output, Dice against the original's segmentation."""
-        from .volumetry import dice
+        from .segmentation import dice
 
         name = tool.name if tool else ORIGINAL
         key = self.segment_key(backend, tool)
@@ -507,7 +509,7 @@ class Scan:
         write_numbers(found.volumes(), folder / NUMBERS)
 
     def _segmentation(self, backend: str, tool: Tool | None) -> Segmentation:
-        from .volumetry import Segmentation
+        from .segmentation import Segmentation
 
         place = self.store.path(self.name, backend, self.segment_key(backend, tool))
         return Segmentation.read(place / LABELS)

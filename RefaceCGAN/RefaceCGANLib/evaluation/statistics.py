@@ -202,7 +202,7 @@ def _members(first: Collection[str], second: Collection[str], *pairs: Collection
 def match_threshold(
     correct: np.ndarray, incorrect: np.ndarray, false_match_rate: float = FALSE_MATCH_RATE
 ) -> Match:
-    """The greatest distance among the incorrect matches below which no more than `false_match_rate` of them lie
+    """The greatest distance among the incorrect matches below which at most `false_match_rate` of them lie
     (appendix D); NaN without incorrect matches. correct, incorrect: distances in any order, NaN left out."""
     ordered = np.sort(known(incorrect))
     if not ordered.size:
@@ -241,7 +241,7 @@ def embedder_choice(correct: Mapping[str, np.ndarray], incorrect: Mapping[str, n
 
 
 def identifiability(table: pd.DataFrame, threshold: float | Mapping[str, float]) -> pd.DataFrame:
-    """How well outputs are told by their originals, per embedder and tool (Table 5, and beyond: identification).
+    """How well outputs are matched to their originals, by embedder and tool (Table 5; identification).
 
     threshold: the distance below which two faces match, one for all or by embedder (NaN: unknown).
     A face that is not detected counts as not identified: its inverse distance is 0, it is not below the

@@ -53,11 +53,13 @@ def stamp(path: Path) -> list[Any]:
 
 @cache
 def code(*modules: str) -> str:
-    """What tells that the program has changed: a digest of these modules of the package."""
+    """A digest of modules of the package, or of all modules of a folder: it changes when the program does."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for name in modules:
-        digest.update((package / f"{name}.py").read_bytes())
+        folder = package / name
+        for path in sorted(folder.glob("*.py")) if folder.is_dir() else [package / f"{name}.py"]:
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..volume.volume import atomic_path
+from ..volume.files import atomic_path
 from . import process_pool as pool
 from .cohort import Looks, pictures, rows_of_cohort, seeds
 from .headline import attacker_tables, headline

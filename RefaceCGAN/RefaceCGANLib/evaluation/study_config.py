@@ -16,7 +16,7 @@ Testing/benchmarks/val.toml of the repository is a whole example. All paths are 
 
     [faces]                              # re-identification; left out: none
     detector = "yunet.onnx"
-    gallery = ["others/*.nii.gz"]        # originals of further people to be told from
+    gallery = ["others/*.nii.gz"]        # originals of other people, for the gallery
     training = ["train/*.nii.gz"]        # scans of those who trained the model
     [faces.embedders]
     arcface = "arcface.onnx"             # or a table, see `faces.FaceModels`
@@ -46,9 +46,10 @@ from typing import Any
 
 from ..configuration import read_toml
 from ..errors import InputError
-from ..volume.volume import SUFFIXES
+from ..volume.files import SUFFIXES
 from .measurements import ORIGINAL
-from .tools import Tool, scan_name, tool_of
+from .tool_base import Tool, scan_name
+from .tools import tool_of
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"} | {
     list: "a list", dict: "a table"

@@ -55,8 +55,8 @@ SECTIONS = (
     ),
     Section(
         "Made or real",
-        "Can an output be told from an original, in slices and in renders? AUC 0.5 is best. Data whose tissue "
-        "gives itself away tell every program that reads them which part was made.",
+        "Can a classifier separate outputs from originals, in slices and in renders? AUC 0.5 is best. Where it "
+        "can, any program can find out which part of a scan was made.",
         ("table_made_or_real", "table_headline"),
         (),
     ),
@@ -277,7 +277,7 @@ GLANCED = (
     "Brain changed: in masks that none of the tools has made. In brackets: 95 % intervals, bootstrap over people."
 )
 FEW = 12
-"""People of whom nothing can be concluded."""
+"""With fewer people than this the page says that no conclusion is possible."""
 
 
 def _attacked(row: Mapping[Any, Any]) -> bool:
@@ -386,8 +386,8 @@ def _settings(study: Study) -> str:
         "scans with volumetry": ", ".join(sorted(study.volumetry)) if study.backends else "",
         "limits": ", ".join(f"{name} {value:g}" for name, value in (LIMITS | study.limits).items()),
     }
-    told = [(name, str(fact)) for name, fact in facts.items() if fact != ""]
-    rows = pd.DataFrame(told, columns=["what", "value"])
+    known = [(name, str(fact)) for name, fact in facts.items() if fact != ""]
+    rows = pd.DataFrame(known, columns=["what", "value"])
     tools = pd.DataFrame(
         [(tool.name, _listed(tool.settings), ", ".join(map(str, tool.seeds))) for tool in study.tools],
         columns=["tool", "settings", "seeds"],

@@ -69,7 +69,7 @@ def readable(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A cell as text: so many significant digits, but never a power of ten; a dash for what is missing."""
+    """A cell as text: a number of significant digits, never a power of ten; a dash for a missing value."""
     import pandas as pd
 
     if isinstance(value, str):
@@ -107,8 +107,8 @@ def _folded(table: pd.DataFrame) -> pd.DataFrame:
             texts[name] = [*map(with_deviation, table[name], table[f"{name}_sd"])]
         elif f"{name}_low" in texts:
             texts[name] = [*map(with_interval, table[name], table[f"{name}_low"], table[f"{name}_high"])]
-    told = [name for name in table.columns if name.endswith(("_sd", "_low", "_high"))]
-    return texts.drop(columns=told).rename(columns=_heading)
+    folded = [name for name in table.columns if name.endswith(("_sd", "_low", "_high"))]
+    return texts.drop(columns=folded).rename(columns=_heading)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

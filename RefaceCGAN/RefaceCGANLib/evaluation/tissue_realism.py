@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..spatial.grid import bounding_box
-from ..volume.volume import Volume, atomic_path
+from ..volume.files import atomic_path
+from ..volume.volume import Volume
 
 if TYPE_CHECKING:
     from .meshnet import Network
@@ -27,7 +28,7 @@ PATCH_MM = 16.0
 FILLED = 0.6
 """How much of a patch must be tissue within the region, 0..1."""
 PATCHES = 60
-"""At most so many patches of one scan, drawn at random."""
+"""The most patches of one scan, drawn at random."""
 SIGMAS = 0.7, 1.0, 2.0, 4.0
 """Voxels: Gaussians whose residuals are features."""
 GREY_LEVELS = 16

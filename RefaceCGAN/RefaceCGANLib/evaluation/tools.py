@@ -1,4 +1,4 @@
-"""Tools: whatever takes the face out of a scan, ours and other people's, behind one call.
+"""Tools: programs that deface or reface a scan, ours and other people's, behind one interface.
 
 A tool reads an original file and writes its output in the original's grid. `tool_of` makes one of a
 [[tool]] table of the configuration; `kind` says which:
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from glob import glob
@@ -27,8 +27,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..models.model import DEFAULT, Model
-from ..volume.volume import SUFFIXES, Volume
+from ..volume.volume import Volume
+from .programs import PROGRAMS
 from .store import code
+from .tool_base import Tool, on_grid_of, scan_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,54 +38,21 @@ if TYPE_CHECKING:
     from ..refacer import Refacer, Result
 
 MEAN_SHAPE = 1e-6
-"""The spread of shapes that is as good as none; no face differs from the average."""
+"""Spread of shapes in place of none: practically the mean shape."""
 BLUR_MM = 4.0
-"""Standard deviation of the blur: eyes, nose and mouth are no more than hills."""
+"""Standard deviation of the blur, mm: wide enough to remove the shape of eyes, nose and mouth."""
 ENGINE = (
     *("anatomy/location", "checks", "composition", "defacing", "face_model/template", "generation/networks"),
     *("generation/painting", "generation/sliding_window", "generation/tissue_bank", "intensity", "models/model"),
-    *("paper", "refacer", "rendering/skin_surface", "spatial/grid", "volume/volume"),
+    *("paper", "refacer", "rendering/skin_surface", "spatial/grid", "volume"),
 )
-"""The modules that make what our tools make: one of them changed, and it is made again."""
-GRID_TOLERANCE = 0.02
-"""Voxels by which the corners of two grids may differ and still be the same grid."""
-
-
-class Tool(ABC):
-    """One tool as the configuration describes it.
-
-    name: what it is called in tables and figures.  settings: all that decides what comes out, JSON values; two
-    tools with the same settings give the same output.  seeds: the faces to draw on each scan, or ()."""
-
-    paths: tuple[str, ...] = ()
-    """The keys of its table that hold paths."""
-    device = "cpu"
-
-    def __init__(self, name: str, settings: dict[str, Any], seeds: tuple[int, ...] = ()) -> None:
-        self.name, self.settings, self.seeds = name, settings, seeds
-
-    def require(self) -> None:
-        """Raise InputError, which says how to get it, unless the tool can run here."""
-        return
-
-    def inputs(self, original: Path) -> list[Path]:
-        """The files besides the original that decide what comes out for it."""
-        return []
-
-    @abstractmethod
-    def run(self, original: Path, output: Path, seed: int | None = None) -> float:
-        """Write the output for one scan to `output` (.nii.gz), on the original's grid, and return the seconds it
-        took, from file to file, without loading a model. seed: one of `seeds`.
-
-        Raises InputError or CheckError, one sentence, where there is no output."""
+"""The modules that decide the output of our tools: when one of them changes, it is made again."""
 
 
 def tool_of(config: dict[str, Any], base: Path = Path()) -> Tool:
     """The tool of a [[tool]] table, whose paths are relative to the folder `base`.
 
     Raises InputError for an unknown kind or key, and for a file of its own that is not there."""
-    from .programs import PROGRAMS
-
     kinds: dict[str, type[Tool]] = {
         "reface": Reface, "deface": Deface, "average": Average, "blur": Blur,
         "other-face": OtherFace, "files": Files, **PROGRAMS,
@@ -153,7 +122,7 @@ class Ours(Tool):
         self, name: str, model: str = DEFAULT, device: str = "cpu", settings: dict[str, Any] | None = None
     ) -> None:
         if device == "auto":
-            raise InputError(f"Tool {name}: name its device, cpu, cuda or mps; times are told apart by it.")
+            raise InputError(f"Tool {name}: name its device, cpu, cuda or mps; times depend on it.")
         self.model, self.device = model, device
         files = Model.load(model).card["files"]
         made_of = {
@@ -329,28 +298,3 @@ class Files(Tool):
     def run(self, original: Path, output: Path, seed: int | None = None) -> float:
         on_grid_of(Volume.read(original), Volume.read(self.path(original))).write(output)
         return self.seconds
-
-
-def scan_name(path: Path) -> str:
-    """A scan's file name without its suffix; a DICOM folder's name."""
-    suffix = next((end for end in SUFFIXES if path.name.lower().endswith(end)), "")
-    return path.name[: len(path.name) - len(suffix)]
-
-
-def on_grid_of(original: Volume, output: Volume) -> Volume:
-    """The output with its axes in the original's order and direction; no value is interpolated.
-
-    Raises InputError where its grid is another one."""
-    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
-
-    turn = ornt_transform(io_orientation(output.affine), io_orientation(original.affine))
-    stored = apply_orientation(output.stored, turn)
-    affine = output.affine @ inv_ornt_aff(turn, output.shape)
-    size = np.array(original.shape) - 1.0
-    corners = np.array([[i, j, k, 1.0] for i in (0, size[0]) for j in (0, size[1]) for k in (0, size[2])])
-    away = corners @ (np.linalg.inv(original.affine) @ affine).T - corners
-    if stored.shape != original.shape or np.abs(away).max() > GRID_TOLERANCE:
-        raise InputError(
-            f"{output.source or 'The output'} lies on another grid than its original; resample it to that first."
-        )
-    return Volume(np.ascontiguousarray(stored), original.affine, output.slope, output.intercept)

@@ -10,9 +10,6 @@ else, such as MorphoBox: `read_volumes_csv`.
 from __future__ import annotations
 
 import inspect
-import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -20,11 +17,13 @@ import numpy as np
 
 from ..errors import CheckError, InputError
 from ..spatial.grid import bounding_box, largest, sample
-from ..volume.volume import Volume, atomic_path
+from ..volume.volume import Volume
 from .meshnet import Network, conform, threads_of_torch
 
 if TYPE_CHECKING:
     import pandas as pd
+from .segmentation import Segmentation
+from .volumetry_external import FastSurfer, FslAnat, SynthSeg
 
 REGIONS = (
     *("TIV", "CSF", "GM", "WM"),
@@ -33,66 +32,11 @@ REGIONS = (
 """The paper's regions (section 2.3.4), left and right together."""
 COLUMNS = ("scan", "tool", "region", "ml")
 HEAD = 51
-"""A fifth of the conformed range: the networks see the box of all that is brighter, as in brainchop, ..."""
+"""A fifth of the conformed range: the networks see the box of all that is brighter, as in brainchop."""
 MARGIN = 8
-"""... and so many voxels around it."""
+"""Margin around that box, voxels."""
 QUANTILES = (0.02, 0.98)
 """Of the conformed image: 0 and 1 for `mindgrab`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """One labelled scan. labels: uint8 (I, J, K), 0 is background.  affine: (4, 4) voxel index -> RAS+ mm.
-    regions: name -> the labels (not 0) it is made of; a label may belong to several regions."""
-
-    labels: np.ndarray
-    affine: np.ndarray
-    regions: dict[str, tuple[int, ...]]
-
-    def volumes(self) -> dict[str, float]:
-        """Region -> ml."""
-        voxel_ml = abs(np.linalg.det(self.affine[:3, :3])) / 1000
-        counts = np.bincount(self.labels[self.labels > 0], minlength=256)
-        return {name: float(counts[list(ids)].sum() * voxel_ml) for name, ids in self.regions.items()}
-
-    def write(self, path: Path) -> None:
-        """Write a NIfTI file (.nii.gz) with the regions as JSON in its comment; complete or not at all."""
-        import nibabel as nib
-
-        image: Any = nib.Nifti1Image(self.labels, self.affine)
-        comment = nib.nifti1.Nifti1Extension("comment", json.dumps(self.regions).encode())
-        image.header.extensions.append(comment)
-        with atomic_path(path) as temporary:
-            nib.save(image, temporary)
-
-    @classmethod
-    def read(cls, path: Path) -> Segmentation:
-        """Read what `write` wrote. Raises InputError for any other file."""
-        import nibabel as nib
-
-        try:
-            image: Any = nib.load(path)
-            (comment,) = image.header.extensions
-            regions = {name: tuple(ids) for name, ids in json.loads(comment.get_content()).items()}
-            return cls(np.asarray(image.dataobj, dtype=np.uint8), image.affine, regions)
-        except Exception as error:  # whatever a library throws at a broken file
-            raise InputError(f"{path} is no segmentation; remove it, so that it is made again.") from error
-
-
-def dice(a: Segmentation, b: Segmentation) -> dict[str, float]:
-    """Region -> Dice, for the regions that both know; NaN where neither has a voxel of it.
-
-    Raises InputError unless both lie on one grid."""
-    if a.labels.shape != b.labels.shape or not np.allclose(a.affine, b.affine, atol=1e-3):
-        raise InputError("The segmentations lie on different grids; compare scans of one geometry.")
-    used = (a.labels > 0) | (b.labels > 0)
-    pairs = np.bincount(a.labels[used] * np.uint16(256) + b.labels[used], minlength=256 * 256).reshape(256, 256)
-    result = {}
-    for name in a.regions.keys() & b.regions.keys():
-        in_a, in_b = list(a.regions[name]), list(b.regions[name])
-        both, size = pairs[np.ix_(in_a, in_b)].sum(), pairs[in_a].sum() + pairs[:, in_b].sum()
-        result[name] = float(2 * both / size) if size else math.nan
-    return {name: result[name] for name in a.regions if name in result}
 
 
 class Backend(Protocol):
@@ -250,8 +194,6 @@ def backend_of(config: dict[str, Any]) -> Backend:
     {"name": "mri_synthseg"}, {"name": "fastsurfer"}; "threads" for all, "time_limit" (seconds) for the last three.
     Raises InputError for another name or key, and for what the classes raise it for.
     """
-    from .volumetry_external import FastSurfer, FslAnat, SynthSeg
-
     classes: dict[str, Any] = {kind.name: kind for kind in (MeshNet, TissueClasses, FslAnat, SynthSeg, FastSurfer)}
     settings = dict(config)
     name = settings.pop("name", None)

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import InputError
 from ..volume.volume import Volume
 from .external_process import run_program
-from .volumetry import Segmentation
+from .segmentation import Segmentation
 
 TIME_LIMIT = 4 * 3600.0
 """Seconds for one scan; fsl_anat takes half an hour to one and a half."""

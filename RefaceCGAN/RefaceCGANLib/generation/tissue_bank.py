@@ -30,7 +30,7 @@ SKIN_SIGMA_MM, DONOR_MM = 0.8, 2.0
 the size of those. A finer scan would show the steps of the donors' voxels, so there it is more."""
 SKIN_OFF_MM = 2.0
 """Distance from the average skin within which the surface of a mosaic stays."""
-SKIN_DEPTH_MM = 2.0
+SKIN_DEPTH_MM = 1.25
 """Depth below the surface whose tissue is continued outward up to it."""
 SKIN_EDGE_MM = 0.7
 """Gaussian sigma of the edge between skin and air."""

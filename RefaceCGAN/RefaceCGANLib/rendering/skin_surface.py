@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..spatial.grid import largest_part
-from ..volume.volume import atomic_path
+from ..volume.files import atomic_path
 
 FINEST_MM = 1.0  # finer voxels are resampled to this: a face needs no more, and time grows with the cube
 DENOISE = 0.85, 0.6  # the Gaussian that takes the speckle out of the air: mm, or voxels where that is more
@@ -163,23 +163,23 @@ def turned(surface: Surface, rotation: np.ndarray) -> Surface:
 def _outside(head: np.ndarray, step: np.ndarray, reach: int) -> np.ndarray:
     """The air in front of the skin, with a little of the air in its openings; a mask of the head's shape.
 
-    Left out are skull, sinuses and throat, which nobody sees: where a cube of 12 mm cannot get from outside,
+    Left out are skull, sinuses and throat, which no view shows: where a cube of 12 mm cannot get from outside,
     but for what lies within `reach` of where it can. Found on blocks of about 4 mm, which is fast; `reach`
     counts blocks, and 2 is the least that leaves out no air before the skin.
     """
-    from scipy.ndimage import label, maximum_filter
+    from scipy.ndimage import maximum_filter
+    from skimage.segmentation import flood
 
     block = np.maximum(1, np.round(4 / step).astype(int))
     padded = np.pad(head, [(4 * b, 4 * b + -n % b) for n, b in zip(head.shape, block, strict=True)])
     shape = [part for n, b in zip(padded.shape, block, strict=True) for part in (n // b, b)]
     tissue = padded.reshape(shape).any(axis=(1, 3, 5))
-    labels, _ = label(~maximum_filter(tissue, 3))
-    near = maximum_filter(labels == labels[0, 0, 0], 2 * reach + 1)
+    near = maximum_filter(flood(~maximum_filter(tissue, 3), (0, 0, 0), connectivity=1), 2 * reach + 1)
     for axis, b in enumerate(block):
         near = near.repeat(b, axis=axis)
-    labels, _ = label(near & ~padded)
+    outside = flood(near & ~padded, (0, 0, 0), connectivity=1)
     inner = tuple(slice(4 * b, 4 * b + n) for n, b in zip(head.shape, block, strict=True))
-    return (labels == labels[0, 0, 0])[inner]
+    return outside[inner]
 
 
 def skin_surface(array: np.ndarray, affine: np.ndarray, threshold: float | None = None) -> Surface:
@@ -202,7 +202,7 @@ def skin_surface(array: np.ndarray, affine: np.ndarray, threshold: float | None 
     box = tuple(slice(max(0, s.start - 2), s.stop + 2) for s in ndimage.find_objects(head.view(np.uint8))[0])
     air = min(float(np.percentile(volume[::4, ::4, ::4], 0.5)), level - 1e-6 * max(1.0, abs(level)))
     volume, head = volume[box], head[box]
-    # The root evens the step from air to bright fat, which else leaves terraces in the surface.
+    # The root evens the step from air to bright fat, which otherwise leaves steps in the surface.
     volume = np.sqrt(np.clip((volume - air) / (level - air), 0, 4))
     volume[(volume >= 1) & ~head] = 0
     volume[~(head | _outside(head, step, 4))] = 2

@@ -256,7 +256,7 @@ def largest_part(mask: np.ndarray) -> np.ndarray:
 
 
 def solid(mask: Tensor, voxels: int) -> Tensor:
-    """A bool mask (A, S, L) without its hollows: clefts of up to twice `voxels` closed, and filled."""
+    """A bool mask (A, S, L) closed by a cube of `voxels` to each side, with its cavities filled."""
     import torch
     from scipy import ndimage
 

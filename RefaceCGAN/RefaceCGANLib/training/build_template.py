@@ -33,32 +33,35 @@ import numpy as np
 from ..errors import InputError
 from ..face_model.template import MODE_SPACING, Template, warp
 from ..intensity import RING_MM, IntensityScale
-from ..spatial.grid import AslView, axes_matrix, largest_part, mapped, positions, resample_axes, sample
+from ..spatial.grid import AslView, axes_matrix, largest_part, positions, resample_axes, sample
 from ..volume.volume import Volume
 from .ears import average_ear, blocks, with_ears
 from .relief import Relief, relief_modes, skin_points
+from .template_space import (
+    FIELD,
+    FLIP,
+    GRID_AFFINE,
+    GRID_SHAPE,
+    REFERENCE_LOW,
+    REFERENCE_SIZE,
+    SPACING,
+    TEMPLATE_SCALE,
+    WORKING_SPANS,
+    affine_part,
+    block_means,
+    coarser,
+    inverse_field,
+    mirrored,
+    reference_affine,
+    reference_points,
+    to_asl,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
-    import torch
 
 log = logging.getLogger(__name__)
 
-TEMPLATE_SCALE = (1 / 1.09, 1 / 1.08, 1 / 1.21)
-"""Reference mm -> template mm along x, y, z: the mean size of the training heads against the reference."""
-GRID_SHAPE = (128, 136, 96)
-GRID_AFFINE = np.array([[0, 0, -2, 95], [2, 0, 0, -130], [0, 2, 0, -166], [0, 0, 0, 1.0]])
-"""The template grid: shape (A, S, L) and index -> template RAS mm. Its middle plane along L is x = 0."""
-WORKING_SPANS = (slice(32, 128), slice(4, 100), slice(0, 96))
-"""The part of the template grid that is the working grid of the generator."""
-SPACING = 2.0
-"""mm; of the template grid, and of the prepared heads along their own axes."""
-FIELD = 2
-"""Displacement fields lie on a grid this many times coarser than the template grid."""
-
-REFERENCE_LOW = (-96.0, -131.0, -147.0)
-REFERENCE_SIZE = (192, 256, 256)
-"""The box in which heads are averaged: its lower corner (LPS mm, reference space) and its sides in mm."""
 
 AFFINE_SAMPLING = 0.15
 AFFINE_ITERATIONS = 200
@@ -69,11 +72,11 @@ DEMONS_FINE = (12, 2.2)
 LOCAL_MEAN_MM = 18.0
 """Demons compare intensities divided by their local mean over this distance."""
 
-OUTLIER = 6.0
+FAILED_DEVIATIONS = 6.0
 """Robust standard deviations (1.48 median absolute deviations) beyond which a registration has failed."""
-OUTLIER_HEADS = 10
-"""Fewer heads say too little about what is usual."""
-SCALES = (0.7, 1.4)
+LEAST_HEADS = 10
+"""With fewer heads no registration is taken for failed."""
+HEAD_SIZES = (0.7, 1.4)
 """Plausible size of a head, along any axis, against the template."""
 NECK_MM = (-125.0, -140.0)
 """Reference z: tissue below the first counts for a fifth in the affine fit, below the second not at all."""
@@ -90,14 +93,13 @@ HEAD_LEVEL = 0.28
 SEAM_MM, DEEP_MM = 24.0, 10.0
 """Over this distance from kept skin, and from kept tissue below, the weight of a random shape rises to 1."""
 FACE_CENTRE = (0.0, 55.0, -55.0)
-"""Template mm: the bridge of the nose, about which faces turn and grow on their skulls."""
+"""Template mm: the root of the nose, about which faces turn and grow on their skulls."""
 TURNS = (5.6, 2.1, 2.1)
 """Degrees, one standard deviation: up or down, about the line of sight, to the side."""
 GROWTHS = (0.07, 0.084, 0.07)
 """Along x, y, z, one standard deviation."""
 SHIFTS_MM = (2.8, 2.8)
 """To the front and up, one standard deviation."""
-INVERSE_ITERATIONS = 8
 
 
 @dataclass(frozen=True)
@@ -249,56 +251,6 @@ def _read(folder: Path, name: str) -> dict[str, np.ndarray]:
 # ---------------------------------------------------------------- geometry
 
 
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""LPS <-> RAS."""
-
-
-def _coarser(affine: np.ndarray, factor: int) -> np.ndarray:
-    """The affine of a grid whose voxels are blocks of factor**3 voxels."""
-    step = np.diag([factor, factor, factor, 1.0])
-    step[:3, 3] = (factor - 1) / 2
-    result: np.ndarray = affine @ step
-    return result
-
-
-def _blocks(array: np.ndarray, factor: int) -> np.ndarray:
-    """Means over blocks of factor**3 voxels of the last three axes: the grid that `_coarser` describes."""
-    *lead, a, s, length = array.shape
-    split = array.reshape(*lead, a // factor, factor, s // factor, factor, length // factor, factor)
-    result: np.ndarray = split.mean(axis=(-5, -3, -1), dtype=np.float32)
-    return result
-
-
-def _mirror(field: np.ndarray) -> np.ndarray:
-    """A displacement field (3, A, S, L), RAS mm, of the mirror image of a head."""
-    mirrored = field[..., ::-1].copy()
-    mirrored[0] *= -1
-    return mirrored
-
-
-def _to_asl(array: np.ndarray) -> np.ndarray:
-    """[S, P, L] (and what follows) -> (A, S, L)."""
-    return np.ascontiguousarray(array.swapaxes(0, 1)[::-1])
-
-
-def _reference_affine(spacing: float) -> np.ndarray:
-    """Index (A, S, L) in the averaging box -> RAS mm, reference space."""
-    x, y, z = -REFERENCE_LOW[0], -(REFERENCE_LOW[1] + REFERENCE_SIZE[1]), REFERENCE_LOW[2]
-    half = spacing / 2
-    return np.array(
-        [[0, 0, -spacing, x - half], [spacing, 0, 0, y + half], [0, spacing, 0, z + half], [0, 0, 0, 1.0]]
-    )
-
-
-def _reference_points(spacing: float) -> np.ndarray:
-    """The voxel centres of the averaging box: [S, P, L, 3], LPS mm."""
-    axes = [
-        low + spacing * (np.arange(int(size / spacing)) + 0.5)
-        for low, size in zip(REFERENCE_LOW, REFERENCE_SIZE, strict=True)
-    ]
-    return np.stack(np.meshgrid(*axes[::-1], indexing="ij")[::-1], axis=-1)
-
-
 # ---------------------------------------------------------------- SimpleITK
 
 
@@ -306,7 +258,7 @@ def _image(volume: Volume) -> sitk.Image:
     """A volume's real values as a SimpleITK image."""
     import SimpleITK as sitk
 
-    affine = _FLIP @ volume.affine
+    affine = FLIP @ volume.affine
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array.T))
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     image.SetSpacing(spacing.tolist())
@@ -478,13 +430,13 @@ def _unbiased_average(heads: list[HeadFiles], demons: Path) -> np.ndarray:
 # ---------------------------------------------------------------- failed registrations
 
 
-def _outliers(values: np.ndarray) -> np.ndarray:
-    """bool: which values are larger than usual by `OUTLIER` robust standard deviations."""
-    if len(values) < OUTLIER_HEADS:
+def outliers(values: np.ndarray) -> np.ndarray:
+    """bool: which values are larger than usual by `FAILED_DEVIATIONS` robust standard deviations."""
+    if len(values) < LEAST_HEADS:
         return np.zeros(len(values), dtype=bool)
     middle = np.median(values)
     deviation = 1.4826 * np.median(np.abs(values - middle))
-    result: np.ndarray = values > middle + OUTLIER * deviation
+    result: np.ndarray = values > middle + FAILED_DEVIATIONS * deviation
     return result
 
 
@@ -497,11 +449,11 @@ def _sizes(matrix: np.ndarray) -> np.ndarray:
 def _well_registered(heads: list[HeadFiles], affines: Path) -> list[HeadFiles]:
     """The heads whose affine map is plausible and fits about as well as those of the others."""
     found = [_read(affines, head.name) for head in heads]
-    unusual = _outliers(np.array([float(affine["metric"]) for affine in found]))
+    unusual = outliers(np.array([float(affine["metric"]) for affine in found]))
     kept = []
     for head, affine, bad in zip(heads, found, unusual, strict=True):
         sizes = _sizes(affine["matrix"])
-        if bad or sizes.min() < SCALES[0] or sizes.max() > SCALES[1]:
+        if bad or sizes.min() < HEAD_SIZES[0] or sizes.max() > HEAD_SIZES[1]:
             log.warning(
                 "%s is left out: its affine registration failed (metric %.3f, size %.2f to %.2f)",
                 head.name, affine["metric"], sizes.min(), sizes.max(),
@@ -517,10 +469,10 @@ def _well_deformed(heads: list[HeadFiles], affines: Path, demons: Path, average:
     misfits = []
     for head in heads:
         matrix, field = _read(affines, head.name)["matrix"], _read(demons, head.name)["field"]
-        _, residual = _affine_part(field, matrix, weight)
+        _, residual = affine_part(field, matrix, weight)
         misfits.append(float(np.linalg.norm(residual, axis=-1)[weight > 0].mean()))
     kept = []
-    for head, misfit, bad in zip(heads, misfits, _outliers(np.array(misfits)), strict=True):
+    for head, misfit, bad in zip(heads, misfits, outliers(np.array(misfits)), strict=True):
         if bad:
             log.warning("%s is left out: it is %.1f mm off the average after registration", head.name, misfit)
         else:
@@ -536,26 +488,14 @@ def _fit_weight(average: np.ndarray) -> np.ndarray:
     from scipy.ndimage import binary_fill_holes, gaussian_filter
 
     head = binary_fill_holes(gaussian_filter(average.astype(np.float32), 1) > 0.25)
-    z = _reference_points(4.0)[..., 2]
-    weight = (_blocks(head, 2) > 0.5) * np.where(z < NECK_MM[0], 0.2, 1.0)
+    z = reference_points(4.0)[..., 2]
+    weight = (block_means(head, 2) > 0.5) * np.where(z < NECK_MM[0], 0.2, 1.0)
     return np.where(z < NECK_MM[1], 0.0, weight)
-
-
-def _affine_part(field: np.ndarray, matrix: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Split the map p -> matrix @ (p + field(p)) into the affine map (4, 4) that fits it best, reference LPS
-    -> head LPS, and the rest [S, P, L, 3], LPS mm in reference space: p -> affine @ (p + rest(p))."""
-    points = _reference_points(4.0)
-    there = mapped(points + field.astype(np.float64), matrix)
-    use, root = weight > 0, np.sqrt(weight[weight > 0])[:, None]
-    known = np.c_[points[use], np.ones(np.count_nonzero(use))]
-    affine = np.eye(4)
-    affine[:3] = np.linalg.lstsq(known * root, there[use] * root, rcond=None)[0].T
-    return affine, mapped(there, np.linalg.inv(affine)) - points
 
 
 def _template_map(affine: np.ndarray) -> np.ndarray:
     """Reference LPS -> head LPS becomes head RAS -> template RAS (4, 4)."""
-    result: np.ndarray = np.diag([*TEMPLATE_SCALE, 1.0]) @ np.linalg.inv(_FLIP @ affine @ _FLIP)
+    result: np.ndarray = np.diag([*TEMPLATE_SCALE, 1.0]) @ np.linalg.inv(FLIP @ affine @ FLIP)
     return result
 
 
@@ -581,25 +521,13 @@ def _prepare(head: HeadFiles, path: Path, affines: Path, demons: Path, average: 
         for array in (volume.array, Volume.read(head.labels).stored > 0)
     )
     to_head = view.asl_affine @ axes_matrix(view.spacing, SPACING)
-    best, _ = _affine_part(field, affine["matrix"], _fit_weight(_read_array(average)))
+    best, _ = affine_part(field, affine["matrix"], _fit_weight(_read_array(average)))
     _save(
         path,
         image=(image / affine["scale"]).astype(np.float16),
         brain=_closed(labels > 0.5),
         index_to_template=_template_map(best) @ to_head,
     )
-
-
-def _inverse(field: torch.Tensor, affine: np.ndarray) -> torch.Tensor:
-    """The inverse v of a displacement field u (3, a, s, l), RAS mm: v(y) = -u(y + v(y)), by fixed point."""
-    import torch
-
-    to_voxels = torch.from_numpy(np.linalg.inv(affine[:3, :3]).astype(np.float32))
-    inverse = -field
-    for _ in range(INVERSE_ITERATIONS):
-        step = torch.einsum("ij,jasl->iasl", to_voxels, inverse)
-        inverse = 0.5 * inverse - 0.5 * warp(field, step)
-    return inverse
 
 
 def _align(head: HeadFiles, path: Path, prepared: Path, affines: Path, demons: Path, average: Path) -> None:
@@ -619,11 +547,11 @@ def _align(head: HeadFiles, path: Path, prepared: Path, affines: Path, demons: P
     image, seen, brain = sample(torch.from_numpy(stacked), index, GRID_SHAPE).numpy()
 
     matrix, field = _read(affines, head.name)["matrix"], _read(demons, head.name)["field"]
-    _, rest = _affine_part(field, matrix, _fit_weight(_read_array(average)))
+    _, rest = affine_part(field, matrix, _fit_weight(_read_array(average)))
     scale = np.array(TEMPLATE_SCALE)
-    rest = np.moveaxis(_to_asl(rest * np.diag(_FLIP)[:3] * scale), 3, 0).astype(np.float32)
-    grid = _coarser(GRID_AFFINE, FIELD)
-    to_reference = np.linalg.inv(_reference_affine(4.0)) @ np.diag([*(1 / scale), 1.0]) @ grid
+    rest = np.moveaxis(to_asl(rest * np.diag(FLIP)[:3] * scale), 3, 0).astype(np.float32)
+    grid = coarser(GRID_AFFINE, FIELD)
+    to_reference = np.linalg.inv(reference_affine(4.0)) @ np.diag([*(1 / scale), 1.0]) @ grid
     shape = tuple(length // FIELD for length in GRID_SHAPE)
     moved = sample(torch.from_numpy(rest.copy()), to_reference, shape, "border")
     _save(
@@ -632,7 +560,7 @@ def _align(head: HeadFiles, path: Path, prepared: Path, affines: Path, demons: P
         valid=seen > 0.99,
         brain=brain > 0.5,
         field=moved.numpy().astype(np.float16),
-        inverse=_inverse(moved, grid).numpy().astype(np.float16),
+        inverse=inverse_field(moved, grid).numpy().astype(np.float16),
     )
 
 
@@ -683,7 +611,7 @@ def _sharp_average(names: list[str], aligned: Path) -> tuple[np.ndarray, np.ndar
     before that deformation (0..1). All (A, S, L) on the template grid."""
     import torch
 
-    grid = _coarser(GRID_AFFINE, FIELD)
+    grid = coarser(GRID_AFFINE, FIELD)
     to_voxels = torch.from_numpy(np.linalg.inv(GRID_AFFINE[:3, :3]).astype(np.float32))
     images, brain = [], np.zeros(GRID_SHAPE, np.float32)
     for name in names:
@@ -770,7 +698,7 @@ def _shape(inverse: np.ndarray) -> np.ndarray:
     """The inverse field of a head, (3, a, s, l) on the field grid, on the coarser grid of the modes."""
     from scipy.ndimage import gaussian_filter
 
-    return _blocks(gaussian_filter(inverse.astype(np.float32), [0, 0.8, 0.8, 0.8]), MODE_SPACING // FIELD)
+    return block_means(gaussian_filter(inverse.astype(np.float32), [0, 0.8, 0.8, 0.8]), MODE_SPACING // FIELD)
 
 
 def _shapes(
@@ -779,15 +707,15 @@ def _shapes(
     """The mean shape (3, a, s, l) and the modes (K, 3, a, s, l) of the heads and their mirror images.
 
     Principal components of the shapes near the face; a unit of code is one standard deviation. Each mode goes
-    on beyond the face as the whole fields do on average. The last ones are `_placements`."""
+    on beyond the face as the whole fields do on average. The last ones are `placements`."""
     from scipy.ndimage import binary_dilation
 
     around = skin | (binary_dilation(skin, iterations=5) & region)
-    near = _blocks(binary_dilation(around, iterations=4), MODE_SPACING) > 0.3
+    near = block_means(binary_dilation(around, iterations=4), MODE_SPACING) > 0.3
     fields = []
     for name in names:
         field = _shape(_read(aligned, name)["inverse"])
-        fields += [field, _mirror(field)]
+        fields += [field, mirrored(field)]
     shapes = np.stack(fields)
     mean = shapes.mean(axis=0)
     difference = shapes - mean
@@ -795,15 +723,15 @@ def _shapes(
     count = min(MODES, int(np.sum(singular > 1e-4 * singular[0])))
     codes = left[:, :count] * np.sqrt(len(shapes))
     modes = np.linalg.lstsq(codes, difference.reshape(len(shapes), -1), rcond=None)[0]
-    return mean, np.concatenate([modes.reshape(count, *mean.shape), _placements(mean.shape[1:])])
+    return mean, np.concatenate([modes.reshape(count, *mean.shape), placements(mean.shape[1:])])
 
 
-def _placements(shape: tuple[int, ...]) -> np.ndarray:
+def placements(shape: tuple[int, ...]) -> np.ndarray:
     """How a face may sit on its skull: displacements (8, 3, a, s, l) that turn, stretch and shift it.
 
     The affine map of each head takes just that out of its shape. A random face that sat on every skull as the
     average face does would keep its owner's proportions, and with them some likeness."""
-    x, y, z = np.moveaxis(positions(shape, _coarser(GRID_AFFINE, MODE_SPACING)) - FACE_CENTRE, -1, 0)
+    x, y, z = np.moveaxis(positions(shape, coarser(GRID_AFFINE, MODE_SPACING)) - FACE_CENTRE, -1, 0)
     none, (up, around, aside), (wide, long, high) = np.zeros_like(x), np.radians(TURNS), GROWTHS
     front, above = SHIFTS_MM
     fields = [
@@ -823,7 +751,7 @@ def _working(head: HeadFiles, path: Path, aligned: Path, template_path: Path) ->
     scan = np.where(valid, scale.normalise(image), -1.0)[WORKING_SPANS]
     seen, shape = valid[WORKING_SPANS], data["inverse"][(slice(None), *coarse)]
     relief = Relief(template.crop(WORKING_SPANS))
-    both = [relief.of(scan, seen, shape), relief.of(scan[..., ::-1], seen[..., ::-1], _mirror(shape))]
+    both = [relief.of(scan, seen, shape), relief.of(scan[..., ::-1], seen[..., ::-1], mirrored(shape))]
     _save(
         path,
         image=scan.astype(np.float16),

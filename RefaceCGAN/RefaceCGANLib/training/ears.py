@@ -28,14 +28,15 @@ LOW, SHAPE = (-100.0, -62.0, -98.0), (52, 84, 110)
 """The first voxel of a block, and its shape; 1 mm."""
 EAR = ((-90.0, -62.0), (-48.0, 14.0), (-80.0, 4.0))
 """Where in it the ear is, which is compared, along x, y, z."""
-TISSUE, BRIGHT = 0.3, 1.2
-"""Tissue has at least so much of the brain's intensity; fat counts as so bright at most."""
-MOST = 64
-"""So many ears take part at most."""
+EAR_TISSUE, EAR_FAT = 0.3, 1.2
+"""Tissue begins at the first, fat is cut off at the other; both in units of the brain's intensity."""
+MOST_EARS = 64
+"""The most ears that are averaged."""
 DEFORMED = (None, (60, 3.0), (80, 2.2), (80, 2.2))
 """Rounds: none, or iterations of the demons and the voxels that smooth their field."""
-BEST = 0.6
-"""So many of the ears, those most like their average, make the next one: others are pressed flat or moved."""
+BEST_EARS = 0.6
+"""Share of the ears, those most like their average, of which the next average is made: others are pressed flat or
+moved."""
 REPLACED, FADE = ((56.0, 100.0), (-54.0, 8.0), (-76.0, -2.0)), 2.0
 """The part of the average head, along |x|, y, z, that the ear replaces, and voxels over which it does."""
 STILL, STILL_FADE = ((56.0, 100.0), (-58.0, 8.0), (-78.0, 0.0)), 3.0
@@ -48,26 +49,26 @@ def blocks(image: np.ndarray, index_to_template: np.ndarray) -> Iterable[np.ndar
     from scipy.ndimage import map_coordinates
 
     to_index, image = np.linalg.inv(index_to_template), image.astype(np.float32)
-    points = _points()
-    ear = _within(EAR, points)
+    points = box_points()
+    ear = within(EAR, points)
     for side in (1, -1):
         at = mapped(points * (side, 1, 1), to_index)
         seen = np.all((at >= 0) & (at <= np.array(image.shape) - 1), axis=-1)
         ends = map_coordinates(image, at[~seen & ear].T, order=0, mode="nearest")
-        if not (ends > TISSUE).any():
+        if not (ends > EAR_TISSUE).any():
             yield map_coordinates(image, np.moveaxis(at, -1, 0), order=3).astype(np.float16)
 
 
 def average_ear(ears: list[np.ndarray], over: Callable[..., Iterable[Any]] = map) -> np.ndarray:
     """The average of ears (X, Y, Z), brain intensity 1: nobody's, in the mean place and shape of all. over: as
     `map`, or that of a pool of processes."""
-    ears = ears[:: -(-len(ears) // MOST)]
+    ears = ears[:: -(-len(ears) // MOST_EARS)]
     average = np.median(np.stack(ears).astype(np.float32), axis=0)
-    where = _within(EAR, _points())
+    where = within(EAR, box_points())
     for effort in DEFORMED:
-        found = list(over(partial(_onto, average, where, effort), ears))
-        alike = [np.corrcoef(np.clip(image[where], 0, BRIGHT), average[where])[0, 1] for image, _ in found]
-        best = np.flatnonzero(alike >= np.quantile(alike, 1 - BEST))
+        found = list(over(partial(onto, average, where, effort), ears))
+        alike = [np.corrcoef(np.clip(image[where], 0, EAR_FAT), average[where])[0, 1] for image, _ in found]
+        best = np.flatnonzero(alike >= np.quantile(alike, 1 - BEST_EARS))
         median = np.median(np.stack([found[i][0] for i in best]), axis=0)
         average = _moved_back(median, np.mean([found[i][1] for i in best], axis=0))
     return average
@@ -81,10 +82,10 @@ def with_ears(template: Template, ear: np.ndarray) -> Template:
     points[..., 0] = np.abs(points[..., 0])
     mean = template.mean.astype(np.float32)
     there = trilinear(ear[None], (points * (-1, 1, 1) - LOW).reshape(-1, 3)).reshape(mean.shape)
-    around = _within(STILL, points) & (mean > 0) & (there > TISSUE)
+    around = within(STILL, points) & (mean > 0) & (there > EAR_TISSUE)
     there = np.clip(there * np.median((mean[around] + 1) / there[around]) - 1, -1, 1)
-    replaced = gaussian_filter(_within(REPLACED, points).astype(np.float32), FADE)
-    still = gaussian_filter(_within(STILL, points).astype(np.float32), STILL_FADE)
+    replaced = gaussian_filter(within(REPLACED, points).astype(np.float32), FADE)
+    still = gaussian_filter(within(STILL, points).astype(np.float32), STILL_FADE)
     mean += replaced * (there - mean)
     return replace(
         template,
@@ -93,12 +94,12 @@ def with_ears(template: Template, ear: np.ndarray) -> Template:
     )
 
 
-def _points() -> np.ndarray:
+def box_points() -> np.ndarray:
     """The voxels of a block: (X, Y, Z, 3) template RAS mm."""
     return positions(SHAPE, shift(*LOW))
 
 
-def _within(box: tuple[tuple[float, float], ...], points: np.ndarray) -> np.ndarray:
+def within(box: tuple[tuple[float, float], ...], points: np.ndarray) -> np.ndarray:
     """Which points (..., 3) lie in a box."""
     low, high = np.transpose(box)
     return np.asarray(((points > low) & (points < high)).all(axis=-1))
@@ -119,7 +120,7 @@ def _array(image: sitk.Image) -> np.ndarray:
     return np.swapaxes(sitk.GetArrayFromImage(image), 0, 2)
 
 
-def _onto(
+def onto(
     average: np.ndarray, where: np.ndarray, effort: tuple[int, float] | None, ear: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """An ear (X, Y, Z) in the place and, with an effort (`DEFORMED`), the shape of the average; and the field
@@ -128,7 +129,7 @@ def _onto(
 
     whole = _image(ear.astype(np.float32))
     fixed, moving = (
-        sitk.SmoothingRecursiveGaussian(sitk.Clamp(image, sitk.sitkFloat32, 0.0, BRIGHT), 1.0)
+        sitk.SmoothingRecursiveGaussian(sitk.Clamp(image, sitk.sitkFloat32, 0.0, EAR_FAT), 1.0)
         for image in (_image(average), whole)
     )
     placed = sitk.Similarity3DTransform()

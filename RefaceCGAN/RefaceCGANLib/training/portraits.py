@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-AIR, TISSUE = -0.9, -0.3
+FULL_AIR, FULL_TISSUE = -0.9, -0.3
 """Of an image in -1..1: full air and full tissue, between them a share of both; `SKIN_LEVEL` lies half way."""
 OPAQUE = 0.98
 """No voxel takes more than this of a ray, which keeps the gradient finite."""
@@ -23,7 +23,7 @@ YAW, PITCH = 50.0, 20.0
 
 def occupancy(image: Tensor) -> Tensor:
     """How much of each voxel is tissue, 0..1, of an image in -1..1."""
-    return ((image - AIR) / (TISSUE - AIR)).clamp(0, 1)
+    return ((image - FULL_AIR) / (FULL_TISSUE - FULL_AIR)).clamp(0, 1)
 
 
 def skin_loss(face: Tensor, target: Tensor, known: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The relief of faces: what a smooth registration leaves over at the skin, and the modes of it.
 
-Demons fields are smooth; eyelids, lips and the bridge of a nose are not. Once a head is carried to the template,
+Demons fields are smooth; eyelids, lips and the ridge of the nose are not. Once a head is carried to the template,
 its skin is looked up along the normals of the average skin, and the heights found are a head's relief. A random
 relief is what makes random faces differ as real ones do.
 """
@@ -11,10 +11,10 @@ import numpy as np
 
 from ..face_model.template import Template, heights, trilinear, unit
 
-OUTLIER = 1.5
+OUTLIER_VOXELS = 1.5
 """Voxels: heights further than this from the median of their neighbours are replaced by it."""
 NEIGHBOURS, NEAR = 21, 3.0
-"""The neighbours of a skin point: at most so many, at most so many voxels away."""
+"""The neighbours of a skin point: their greatest number, and their greatest distance in voxels."""
 SMOOTH = 0.8
 """Voxels: standard deviation of the smoothing of heights along the skin."""
 FULL_WEIGHT = 0.05
@@ -23,7 +23,7 @@ INVERSE_ITERATIONS = 30
 MODES = 64
 LEAST_MM = 0.07
 """Least standard deviation of a height."""
-OUTLIER_HEADS = 2.5
+OUTLIER_DEVIATIONS = 2.5
 """Robust standard deviations of a point's height beyond which heads do not count in full: dental artefacts."""
 
 
@@ -61,7 +61,7 @@ class Relief:
         seen = np.isfinite(around).any(axis=1)
         middle = np.zeros(len(height))
         middle[seen] = np.nanmedian(around[seen], axis=1)
-        trusted = np.abs(height - middle) < OUTLIER  # False where the skin was not found
+        trusted = np.abs(height - middle) < OUTLIER_VOXELS  # False where the skin was not found
         height = np.where(trusted, height, middle)
         shares = np.exp(-0.5 * (distance / SMOOTH) ** 2)
         return (height[nearest] * shares).sum(axis=1) / shares.sum(axis=1) * self.template.spacing
@@ -70,7 +70,7 @@ class Relief:
 def relief_modes(reliefs: np.ndarray) -> np.ndarray:
     """Principal components (M, N) of reliefs (heads, N); a unit of code is one standard deviation."""
     middle = np.median(reliefs, axis=0)
-    usual = OUTLIER_HEADS * (1.4826 * np.median(np.abs(reliefs - middle), axis=0) + LEAST_MM)
+    usual = OUTLIER_DEVIATIONS * (1.4826 * np.median(np.abs(reliefs - middle), axis=0) + LEAST_MM)
     reliefs = middle + np.clip(reliefs - middle, -usual, usual)
     _, singular, modes = np.linalg.svd(reliefs - reliefs.mean(axis=0), full_matrices=False)
     count = min(MODES, int(np.sum(singular > 1e-4 * singular[0])))

@@ -384,8 +384,8 @@ sees; shape of an example (A, S, L)."""
 
 def _draw_working(settings: dict[str, Any]) -> Source:
     """Examples from working heads and the template."""
-    from .build_template import WORKING_SPANS
     from .examples import WorkingHead, example
+    from .template_space import WORKING_SPANS
 
     template = _read_template(settings).crop(WORKING_SPANS)
     heads: list[WorkingHead] = []

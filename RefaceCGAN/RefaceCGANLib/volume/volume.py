@@ -7,54 +7,33 @@ along unparsed and only the voxels are written anew. nibabel and SimpleITK inter
 
 from __future__ import annotations
 
-import errno
 import gzip
-import itertools
-import logging
 import os
-import re
-import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
+from . import dicom_input, mgh, nifti, nrrd
+from .files import FORMATS, GZIPPED, SUFFIXES, atomic_path, check_output, suffix_of
+from .parsing import CHUNK, Contents, Header, check_dtype, checked_affine, shape3
 
-log = logging.getLogger(__name__)
-
-FORMATS = {".nii.gz": "NIfTI", ".nii": "NIfTI", ".nrrd": "NRRD", ".mgh": "MGH", ".mgz": "MGH"}
-SUFFIXES = tuple(FORMATS)
-GZIPPED = (".nii.gz", ".mgz")  # the whole file is gzipped; an NRRD says so in its header
-
-MIN_AXIS = 16  # voxels; less is no head
-MIN_VOXEL, MAX_VOXEL = 0.2, 8.0  # mm
-UNEVEN = 0.05  # a gap between DICOM slices may differ from the usual one by this fraction of it
-MAX_STRETCH = 0.01  # a missing DICOM slice is tolerated if closing the gap stretches the head no more
-
-_CHUNK = 1 << 24  # bytes handed to the compressor at once
-_MGH_FIELDS, _MGH_HEADER = 90, 284  # bytes in use and bytes before the voxels
-_SPACES = {  # the NRRD spaces that say left from right
-    *("right-anterior-superior", "left-anterior-superior", "left-posterior-superior"),
-    *("ras", "las", "lps"),
+MIN_AXIS = 16
+"""Voxels along an axis; less is no head."""
+MIN_VOXEL, MAX_VOXEL = 0.2, 8.0
+"""The smallest and the largest voxel of a plausible head scan, mm."""
+READERS = {
+    "NIfTI": nifti.read,
+    "NRRD": nrrd.read,
+    "MGH": mgh.read,
+    "DICOM": dicom_input.read,
+    "multi-frame DICOM": dicom_input.read_file,
 }
-_ENCODED = re.compile(rb"(encoding|endian|byte ?skip|line ?skip|data ?file): ", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class _Header:
-    """What a file of one format holds besides its voxels, byte for byte."""
-
-    format: str
-    dtype: np.dtype  # of the voxels, with the byte order of the file
-    before: bytes  # header and extensions; trailing axes of length one are in here
-    after: bytes = b""  # MGH: scan parameters and tags
-    gzipped: bool = False  # NRRD: the voxels are compressed
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +54,7 @@ class Volume:
     source: Path | None = None
     warnings: tuple[str, ...] = ()
     # init=False: dataclasses.replace() drops the header, which would not describe a changed affine
-    _header: _Header | None = field(default=None, init=False, repr=False)
+    _header: Header | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Volume:
@@ -90,8 +69,8 @@ class Volume:
         path = Path(path)
         if not os.path.exists(path):  # unlike Path.exists(), never raises
             raise InputError(f"{path} does not exist; check the path.")
-        name = "DICOM" if path.is_dir() else FORMATS.get(_suffix(path), "")
-        if not name and _is_dicom(path):
+        name = "DICOM" if path.is_dir() else FORMATS.get(suffix_of(path), "")
+        if not name and dicom_input.is_dicom(path):
             name = "multi-frame DICOM"
         if not name:
             known = ", ".join(SUFFIXES)
@@ -99,7 +78,7 @@ class Volume:
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
-                return _READERS[name](path).check()
+                return _of(READERS[name](path), path).check()
         except InputError:
             raise
         except EOFError as error:
@@ -122,8 +101,8 @@ class Volume:
         stored = np.asarray(array)
         wanted = {"?": "u1", "e": "f4", "g": "f8"}.get(stored.dtype.char, stored.dtype.newbyteorder("="))
         stored = stored.astype(wanted, copy=False)
-        _check_dtype(stored.dtype, name)
-        return cls(stored.reshape(_shape3(stored.shape, name)), _checked_affine(affine, name))
+        check_dtype(stored.dtype, name)
+        return cls(stored.reshape(shape3(stored.shape, name)), checked_affine(affine, name))
 
     def check(self) -> Volume:
         """Return self if it is a plausible head scan (`read` calls this).
@@ -248,11 +227,11 @@ class Volume:
         Raises InputError where the file cannot be written or would replace the one this volume was read from.
         """
         path = check_output(path, [self.source] if self.source else [])
-        suffix = _suffix(path)
+        suffix = suffix_of(path)
         header, stored = self._header, self.stored
         if header is None or header.format != FORMATS[suffix]:
             stored = _convert(self, FORMATS[suffix])
-            header = _NEW_HEADERS[FORMATS[suffix]](self, stored)
+            header = _new_header(FORMATS[suffix], self, stored)
         gzipped = header.gzipped or suffix in GZIPPED
         voxels = np.ascontiguousarray(stored.T, header.dtype).reshape(-1).view(np.uint8)  # I fastest
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -262,213 +241,27 @@ class Volume:
             with gzip.GzipFile("", "wb", 1, file, mtime=0) if gzipped else nullcontext(file) as stream:
                 if header.format != "NRRD":
                     stream.write(header.before)
-                for start in range(0, voxels.size, _CHUNK):
-                    stream.write(voxels[start : start + _CHUNK].data)
+                for start in range(0, voxels.size, CHUNK):
+                    stream.write(voxels[start : start + CHUNK].data)
                 stream.write(header.after)
 
 
-def check_output(
-    path: str | os.PathLike[str],
-    inputs: Iterable[str | os.PathLike[str]] = (),
-    suffixes: Sequence[str] = SUFFIXES,
-) -> Path:
-    """Return `path` if a file can be put there; to be called before any work is done.
-
-    Raises InputError unless its folder exists and is writable, its name ends in one of `suffixes`, and it is
-    none of `inputs`, neither by another name nor through a link.
-    """
-    path = Path(path)
-    exists = os.path.exists(path)  # unlike Path.exists(), never raises
-    if exists and not path.is_file():
-        raise InputError(f"{path} is not a file; add a file name such as refaced{suffixes[0]}.")
-    if not path.name.lower().endswith(tuple(suffixes)):
-        raise InputError(f"{path} has no known suffix; end its name in {' or '.join(suffixes)}.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path} cannot be written as its folder does not exist; make the folder first.")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(f"{path} cannot be written as its folder is read-only; choose another folder.")
-    for item in map(Path, inputs):
-        if item.resolve() == path.resolve() or (exists and item.exists() and path.samefile(item)):
-            raise InputError(f"{path} is the input itself, which is never overwritten; choose another name.")
-    return path
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`, with its suffix; on success it becomes `path`.
-
-    On any failure, KeyboardInterrupt included, the temporary is removed and what was at `path` stays.
-    The permissions are those of any new file. Raises InputError for an OSError (disk full, ...).
-    """
-    path = Path(path)
-    suffix = _suffix(path) or path.suffix
-    temporary = path.with_name(f".refacecgan-{secrets.token_hex(4)}{suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"{path} cannot be written as no space is left; free some first.") from error
-        why = error.strerror or type(error).__name__
-        raise InputError(f"{path} cannot be written ({why}); choose another place.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _suffix(path: Path) -> str:
-    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
-
-
-def _with_header(volume: Volume, header: _Header | None) -> Volume:
+def _with_header(volume: Volume, header: Header | None) -> Volume:
     object.__setattr__(volume, "_header", header)
     return volume
 
 
-def _shape3(shape: Sequence[int], name: object) -> tuple[int, int, int]:
-    """The first three axes; raises InputError unless they are the only ones longer than one voxel."""
-    if len(shape) < 3 or 1 in shape[:3]:
-        raise InputError(f"{name} is a 2D image; give a 3D scan of the head.")
-    if min(shape) < 1:
-        raise InputError(f"{name} holds no voxels; export it again.")
-    if max(shape[3:], default=1) > 1:
-        raise InputError(
-            f"{name} holds several volumes, as a time series does, or colours; take out one 3D volume first."
-        )
-    return shape[0], shape[1], shape[2]
+def _of(contents: Contents, path: Path) -> Volume:
+    volume = Volume(
+        contents.stored, contents.affine, contents.slope, contents.intercept, path, contents.warnings
+    )  # fmt: skip
+    return _with_header(volume, contents.header)
 
 
-def _check_dtype(dtype: np.dtype, name: object) -> None:
-    if dtype.kind == "c":
-        raise InputError(f"{name} holds complex numbers; give the magnitude image.")
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise InputError(f"{name} holds colours or numbers of an odd type; convert it to grey values.")
-
-
-def _checked_affine(affine: np.ndarray, name: object) -> np.ndarray:
-    """A read-only float64 copy; raises InputError unless it is 4x4, finite and invertible."""
-    affine = np.array(affine, np.float64)
-    usable = affine.shape == (4, 4) and np.isfinite(affine).all() and tuple(affine[3]) == (0, 0, 0, 1)
-    if usable:
-        lengths = np.linalg.norm(affine[:3, :3], axis=0)
-        usable = lengths.all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-3
-    if not usable:
-        raise InputError(f"{name} has a singular or broken affine; set its orientation and voxel size anew.")
-    affine.setflags(write=False)
-    return affine
-
-
-def _unknown_orientation(path: Path, what: str) -> InputError:
-    return InputError(f"{path} has no known orientation ({what}); convert it again or set its orientation.")
-
-
-def _take(file: IO[bytes], size: int) -> bytes:
-    """Exactly `size` bytes; raises EOFError where the file ends before."""
-    data = file.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
-
-
-def _open(path: Path) -> IO[bytes]:
-    """The file's content, unzipped where it begins like a gzip stream, whatever the file's name says."""
-    with open(path, "rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if zipped else open(path, "rb")  # type: ignore[return-value]
-
-
-def _check_end(file: IO[bytes], path: Path) -> tuple[str, ...]:
-    """Read to the end, where gzip keeps its checksum; a warning where something else follows the gzip stream."""
-    try:
-        while file.read(_CHUNK):
-            pass
-    except gzip.BadGzipFile as error:
-        if "CRC" in str(error) or "length" in str(error):
-            raise
-        return (f"{path.name} has bytes after its end, which were passed over.",)
-    return ()
-
-
-def _voxels(data: bytes, dtype: np.dtype, shape: tuple[int, int, int]) -> np.ndarray:
-    """A read-only view (I fastest), or a copy where the byte order is not the machine's."""
-    return np.frombuffer(data, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
-
-
-def _read_nifti(path: Path) -> Volume:
-    import nibabel as nib
-
-    with _open(path) as file:
-        start = file.read(540)
-        sizes = [int.from_bytes(start[:4], order) for order in ("little", "big")]  # type: ignore[arg-type]
-        size = 348 if 348 in sizes else 540
-        if size not in sizes:
-            raise InputError(f"{path} is not a NIfTI file, whatever its name says; export it again.")
-        if len(start) < size:
-            raise EOFError
-        header = (nib.Nifti1Header if size == 348 else nib.Nifti2Header)(start[:size], check=False)
-        magic = bytes(header["magic"].item())[:3]
-        if magic in (b"ni1", b"ni2"):
-            raise InputError(f"{path} is one of a .hdr/.img pair; convert the pair to one .nii.gz file.")
-        if magic not in (b"n+1", b"n+2"):
-            raise _unknown_orientation(path, "ANALYZE format")
-        if not (header["sform_code"] > 0 or header["qform_code"] > 0):
-            raise _unknown_orientation(path, "sform and qform are unset")
-        shape = _shape3([int(n) for n in header["dim"][1 : int(header["dim"][0]) + 1]], path)
-        dtype = header.get_data_dtype()
-        _check_dtype(dtype, path)
-        slope, intercept = header.get_slope_inter()  # None, None for the slopes 0 and NaN: not scaled
-        affine = np.array(header.get_best_affine())
-        affine[:3] *= {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7, 1.0)  # metres, micrometres
-        file.seek(0)
-        before = _take(file, max(int(header["vox_offset"]), size + 4))
-        data = _take(file, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-        notes = _check_end(file, path)
-    scale = (1.0, 0.0) if slope is None else (float(slope), float(intercept))
-    volume = Volume(_voxels(data, dtype, shape), _checked_affine(affine, path), *scale, path, notes)
-    return _with_header(volume, _Header("NIfTI", dtype, before))
-
-
-def _new_nifti(volume: Volume, stored: np.ndarray) -> _Header:
-    import nibabel as nib
-
-    header = nib.Nifti1Header()
-    header.set_data_shape(stored.shape)
-    header.set_data_dtype(stored.dtype)
-    header.set_xyzt_units("mm")
-    header.set_qform(volume.affine, code="scanner")  # also sets pixdim
-    if not np.allclose(header.get_qform(), volume.affine, atol=1e-3):
-        header["qform_code"] = 0  # a qform holds no shear
-    header.set_sform(volume.affine, code="scanner")
-    header["scl_slope"], header["scl_inter"] = volume.slope, volume.intercept
-    header["vox_offset"] = 352
-    return _Header("NIfTI", stored.dtype, header.binaryblock + bytes(4))
-
-
-def _read_mgh(path: Path) -> Volume:
-    import nibabel as nib
-
-    with _open(path) as file:
-        before = _take(file, _MGH_HEADER)
-        if int.from_bytes(before[:4], "big") != 1:
-            raise InputError(f"{path} is not an MGH file, whatever its name says; export it again.")
-        if int.from_bytes(before[28:30], "big") != 1:  # goodRASFlag
-            raise _unknown_orientation(path, "goodRASFlag is unset")
-        header = nib.freesurfer.mghformat.MGHHeader(before, check=False)
-        shape = _shape3([int(n) for n in header["dims"]], path)
-        dtype = header.get_data_dtype().newbyteorder(">")
-        data = _take(file, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-        after = file.read()
-    volume = Volume(_voxels(data, dtype, shape), _checked_affine(header.get_affine(), path), source=path)
-    return _with_header(volume, _Header("MGH", dtype, before, after))
-
-
-def _new_mgh(volume: Volume, stored: np.ndarray) -> _Header:
-    import nibabel as nib
-
-    empty = np.broadcast_to(np.zeros((), stored.dtype), stored.shape)  # nibabel wants a shape, not the voxels
-    block = nib.MGHImage(empty, volume.affine).header.binaryblock
-    before = block[:_MGH_FIELDS].ljust(_MGH_HEADER, b"\0")
-    return _Header("MGH", stored.dtype.newbyteorder(">"), before, block[_MGH_FIELDS:])
+def _new_header(target: str, volume: Volume, stored: np.ndarray) -> Header:
+    if target == "NIfTI":
+        return nifti.new_header(stored, volume.affine, volume.slope, volume.intercept)
+    return (nrrd if target == "NRRD" else mgh).new_header(stored, volume.affine)
 
 
 def _convert(volume: Volume, target: str) -> np.ndarray:
@@ -484,238 +277,3 @@ def _convert(volume: Volume, target: str) -> np.ndarray:
             if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
                 return stored.astype(dtype)
     return stored.astype(np.float32)
-
-
-@contextmanager
-def _silent(sitk: Any) -> Iterator[None]:
-    """Keep ITK from writing warnings to stderr."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
-def _from_itk(image: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels (I, J, K) and affine; ITK counts LPS millimetres."""
-    import SimpleITK as sitk
-
-    stored = sitk.GetArrayFromImage(image).T
-    _check_dtype(stored.dtype, path)
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    affine[:2] *= -1
-    return stored, _checked_affine(affine, path)
-
-
-def _read_nrrd(path: Path) -> Volume:
-    import SimpleITK as sitk
-
-    with open(path, "rb") as file:
-        if file.read(4) != b"NRRD":
-            raise InputError(f"{path} is not an NRRD file, whatever its name says; export it again.")
-        file.seek(0)
-        lines = [line.rstrip(b"\r\n") for line in itertools.takewhile(lambda line: line.strip(), file)]
-    text = [line.decode("latin-1").lower().partition(": ") for line in lines]
-    fields = {name: value.strip() for name, _, value in text}
-    if fields.get("space") not in _SPACES or "space directions" not in fields:
-        raise _unknown_orientation(path, "no anatomical space")
-    if fields["space directions"].count("(") != 3:
-        raise _unknown_orientation(path, "space directions are none")
-    with _silent(sitk):
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("NrrdImageIO")
-        reader.SetFileName(str(path))
-        reader.ReadImageInformation()
-        _shape3([*reader.GetSize(), reader.GetNumberOfComponents()], path)
-        stored, affine = _from_itk(reader.Execute(), path)
-    # the header as it was, but for how the voxels are laid down
-    gzipped = fields.get("encoding") != "raw"
-    kept = [line for line in lines if not _ENCODED.match(line)]
-    laid_down = [b"endian: little", b"encoding: gzip" if gzipped else b"encoding: raw", b"", b""]
-    header = _Header("NRRD", stored.dtype.newbyteorder("<"), b"\n".join(kept + laid_down), gzipped=gzipped)
-    return _with_header(Volume(stored, affine, source=path), header)
-
-
-def _new_nrrd(volume: Volume, stored: np.ndarray) -> _Header:
-    def vector(ras: np.ndarray) -> str:
-        return "({!r},{!r},{!r})".format(*(ras * (-1, -1, 1) + 0.0).tolist())  # + 0.0: no minus zero
-
-    name = {"float32": "float", "float64": "double"}.get(stored.dtype.name, stored.dtype.name)
-    lines = [
-        "NRRD0005",
-        f"type: {name}",
-        "dimension: 3",
-        "space: left-posterior-superior",
-        "sizes: " + " ".join(map(str, stored.shape)),
-        "space directions: " + " ".join(vector(column) for column in volume.affine[:3, :3].T),
-        "kinds: domain domain domain",
-        "endian: little",
-        "encoding: gzip",
-        "space origin: " + vector(volume.affine[:3, 3]),
-    ]
-    before = ("\n".join(lines) + "\n\n").encode("ascii")
-    return _Header("NRRD", stored.dtype.newbyteorder("<"), before, gzipped=True)
-
-
-def _read_dicom(folder: Path) -> Volume:
-    import SimpleITK as sitk
-
-    with _silent(sitk):
-        reader = sitk.ImageSeriesReader()
-        uids = reader.GetGDCMSeriesIDs(str(folder))
-        series = {uid: reader.GetGDCMSeriesFileNames(str(folder), uid) for uid in uids}
-        _refuse_broken_files(folder, {Path(name).name for names in series.values() for name in names})
-        stacks = {uid: names for uid, names in series.items() if len(names) > 1}
-        if not stacks:
-            frames = [name for names in series.values() for name in names if _frames(name) > 1]
-            if len(frames) == 1:
-                return _read_multi_frame(Path(frames[0]))
-            raise InputError(f"{folder} holds no DICOM series of several slices; point at a folder with one.")
-        if len(stacks) > 1:
-            found = ", ".join(f"{uid} ({len(n)} slices, {_description(n[0])})" for uid, n in stacks.items())
-            raise InputError(f"{folder} holds more than one DICOM series, {found}; give each its own folder.")
-        reader.SetFileNames(next(iter(stacks.values())))
-        reader.MetaDataDictionaryArrayUpdateOn()
-        image = reader.Execute()
-        _shape3([*image.GetSize(), image.GetNumberOfComponentsPerPixel()], folder)
-        notes = _check_slices(reader, image.GetSize()[2], folder)
-        stored, affine = _from_itk(image, folder)
-    return Volume(_narrow(stored), affine, source=folder, warnings=notes)
-
-
-def _narrow(stored: np.ndarray) -> np.ndarray:
-    """Voxels of a DICOM series in a type that holds them: a fractional rescale slope makes float64 of them."""
-    return stored.astype(np.float32) if stored.dtype == np.float64 else stored
-
-
-def _read_multi_frame(path: Path) -> Volume:
-    """An enhanced DICOM file, which holds all slices of one volume as frames.
-
-    Raises InputError where the frames are no even stack: several volumes, echoes or orientations."""
-    import pydicom
-    import SimpleITK as sitk
-
-    header = pydicom.dcmread(path, stop_before_pixels=True)
-    frames = header.get("PerFrameFunctionalGroupsSequence", [])
-    shared = header.get("SharedFunctionalGroupsSequence", [None])[0]
-    try:
-        places = np.array([f.PlanePositionSequence[0].ImagePositionPatient for f in frames], dtype=float)
-        turns = np.array(
-            [
-                (f if "PlaneOrientationSequence" in f else shared)
-                .PlaneOrientationSequence[0]
-                .ImageOrientationPatient
-                for f in frames
-            ],
-            dtype=float,
-        )
-    except (AttributeError, IndexError, TypeError) as error:
-        raise _unknown_orientation(path, "a frame has no position or orientation") from error
-    if len(places) < 2:
-        raise InputError(f"{path} holds one slice; give a 3D scan of the head.")
-    steps = np.diff(places, axis=0)
-    if np.ptp(turns, axis=0).max() > 1e-3 or np.abs(steps - np.median(steps, axis=0)).max() > 0.05:
-        raise InputError(
-            f"{path} is a multi-frame DICOM file whose frames are not one even stack of slices; "
-            "convert one volume of it to NIfTI first."
-        )
-    with _silent(sitk):
-        image = sitk.ReadImage(str(path))
-        _shape3([*image.GetSize(), image.GetNumberOfComponentsPerPixel()], path)
-        stored, affine = _from_itk(image, path)
-    step, reached = np.median(steps, axis=0) * (-1, -1, 1), affine[:3, 2]
-    if not np.allclose(step, reached, atol=0.05):
-        raise InputError(f"{path} is a multi-frame DICOM file of an odd geometry; convert it to NIfTI first.")
-    return Volume(_narrow(stored), affine, source=path)
-
-
-def _frames(path: str | Path) -> int:
-    """How many frames a DICOM file holds; 0 where it holds no image."""
-    import pydicom
-
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "NumberOfFrames"])
-    return int(header.get("NumberOfFrames") or 1) if "Rows" in header else 0
-
-
-def _refuse_broken_files(folder: Path, listed: set[str]) -> None:
-    """The reader skips files it cannot parse, so a broken slice would be missed without a word. Index files, which
-    hold no image (DICOMDIR and its like), are passed over."""
-    for path in sorted(folder.iterdir()):
-        if path.name in listed or not path.is_file():
-            continue
-        with open(path, "rb") as file:
-            if file.read(132)[128:] != b"DICM":
-                continue
-        try:
-            is_image = _frames(path) > 0
-        except Exception:  # whatever pydicom throws at a broken file
-            is_image = True
-        if is_image:
-            raise InputError(f"{path} is a damaged DICOM file; copy or export the series again.")
-
-
-def _description(name: str) -> str:
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(name)
-    reader.ReadImageInformation()
-    return reader.GetMetaData("0008|103e").strip() if reader.HasMetaDataKey("0008|103e") else "no description"
-
-
-def _check_slices(reader: Any, count: int, folder: Path) -> tuple[str, ...]:
-    """Raise InputError unless the slices make one even stack; return warnings.
-
-    One missing slice is tolerated, with a warning, if closing the gap stretches the head by 1 % at most.
-    """
-
-    def numbers(tag: str) -> np.ndarray:
-        if not all(reader.HasMetaDataKey(i, tag) for i in range(count)):
-            raise _unknown_orientation(folder, "a slice has no position or orientation")
-        return np.array([[float(v) for v in reader.GetMetaData(i, tag).split("\\")] for i in range(count)])
-
-    places, turns, sizes = numbers("0020|0032"), numbers("0020|0037"), numbers("0028|0030")
-    if np.ptp(turns, axis=0).max() > 1e-3 or np.ptp(sizes, axis=0).max() > 1e-3:
-        raise InputError(f"{folder} mixes slices of different orientations; give each stack its own folder.")
-    normal = np.cross(turns[0, :3], turns[0, 3:])
-    depths = (places - places[0]) @ normal
-    gaps = np.diff(depths) * np.sign(depths[-1])
-    step = float(np.median(gaps))
-    if gaps.min() <= UNEVEN * max(step, 0.0):
-        raise InputError(f"{folder} holds several slices at one position; give each volume its own folder.")
-    sideways = places - places[0] - np.outer(depths, normal)
-    odd = np.flatnonzero(np.abs(gaps - step) > UNEVEN * step)
-    if len(odd) > 1 or gaps.mean() > step * (1 + MAX_STRETCH) or np.abs(sideways).max() > UNEVEN * step:
-        raise InputError(f"{folder} has missing or unevenly spaced slices; export the complete series again.")
-    if len(odd) == 0:
-        return ()
-    note = (
-        f"After slice {odd[0] + 1} of {count} the DICOM series has a gap of {gaps[odd[0]]:.3g} mm instead of "
-        f"{step:.3g} mm; the slices were spaced evenly at {gaps.mean():.4g} mm."
-    )
-    log.warning("%s: %s", folder, note)
-    return (note,)
-
-
-def _read_dicom_file(path: Path) -> Volume:
-    if _frames(path) < 2:
-        raise InputError(f"{path} is one slice of a DICOM series; give the folder that holds the whole series.")
-    return _read_multi_frame(path)
-
-
-def _is_dicom(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-_READERS = {
-    "NIfTI": _read_nifti,
-    "NRRD": _read_nrrd,
-    "MGH": _read_mgh,
-    "DICOM": _read_dicom,
-    "multi-frame DICOM": _read_dicom_file,
-}
-_NEW_HEADERS = {"NIfTI": _new_nifti, "NRRD": _new_nrrd, "MGH": _new_mgh}
