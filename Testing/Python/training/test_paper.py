@@ -191,7 +191,7 @@ class TestWhole:
         result = Refacer.from_pretrained(coarse, "cpu").reface(
             Volume.read(heads / "val" / "ixi094.nii.gz"), seed=3, force=True
         )
-        assert result.prepared.working.scan.shape == (60, 60, 45)
+        assert result.prepared.network_input.scan.shape == (60, 60, 45)
         after, region = result.volume.stored, result.face_region
         assert np.array_equal(after[~region], result.original.stored[~region])
         assert len(np.unique(after[region])) > 20  # something is painted
