@@ -211,6 +211,19 @@ class TestWhole:
         assert float(values["brain_voxels_changed"]) == 0 and "fine_texture" in values
 
 
+@pytest.mark.heads
+def test_the_shipped_model_gives_a_head_a_face(heads: Path, refacecgan: Callable, tmp_path: Path) -> None:
+    assert Model.load("paper").size < 4e6
+    head, report = heads / "val" / "ixi353.nii.gz", tmp_path / "report.json"
+    call = refacecgan("reface", head, tmp_path / "new.nii.gz", "--model", "paper", "--seed", 1, "--report", report)
+    assert call.status == 0, call.err
+    content = json.loads(report.read_text())
+    assert content["model"] == "paper" and content["brain_voxels_changed"] == 0
+    brain = Volume.read(head.with_name("ixi353_seg.nii.gz")).stored > 0
+    before, after = Volume.read(head).stored, Volume.read(tmp_path / "new.nii.gz").stored
+    assert np.array_equal(before[brain], after[brain]) and not np.array_equal(before, after)
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [
