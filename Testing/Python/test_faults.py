@@ -155,7 +155,7 @@ def test_a_second_opinion_stops_what_the_first_does_not_see(refacer, head, monke
     """The brain mask of the first network loses its front: the check that does not rest on it stops the scan."""
     from RefaceCGANLib.anatomy import location as anatomy
 
-    apply = anatomy._apply
+    apply = anatomy.apply_network
 
     def blind_in_front(network, small):
         probability, coordinates = apply(network, small)
@@ -163,7 +163,7 @@ def test_a_second_opinion_stops_what_the_first_does_not_see(refacer, head, monke
         probability[where[-1] - 12 if len(where) else 0 :] = 0
         return probability, coordinates
 
-    monkeypatch.setattr(anatomy, "_apply", blind_in_front)
+    monkeypatch.setattr(anatomy, "apply_network", blind_in_front)
     volume = head.volume(head.values)
     refaced = reface(refacer, volume)
     case = brain_safety.Case("blind", volume, head.brain)
