@@ -11,7 +11,7 @@ import pytest
 from conftest import Call, sampled
 from RefaceCGANLib import Refacer, Result, Volume
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.refacer import seed_of
+from RefaceCGANLib.seeds import seed_of
 from RefaceCGANLib.spatial.grid import AslView
 from scipy.ndimage import binary_dilation
 
