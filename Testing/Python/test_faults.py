@@ -72,7 +72,7 @@ ALWAYS = (
     "clinical_5.5mm_tumour_tcia_t2.nii.gz", "original_half_face_left_after_partial_defacing_adi.nii.gz",
     "stripped_t1gd_niivue.nii.gz", "phantom_sphere_gets_a_face.nii.gz",
     "cut below: bottom 16 mm", "wrap-around: wrapped by 40 mm",
-    "defaced before: defaced: half of the face", "no head: fruit",
+    "no head: fruit",
 )  # fmt: skip
 """What `make test` has of each kind; `make test-slow` has the rest."""
 
