@@ -309,8 +309,8 @@ def _export(args: argparse.Namespace, outputs: Outputs) -> Said:
 
     outputs.plan_folder(args.folder)
     name = args.id or args.folder.resolve().name
-    air = {} if args.air is None else {"air": args.air}
-    card = export(args.checkpoint, outputs.hidden(args.folder), name, args.licence, **air)
+    options = {"small": args.small} | ({} if args.air is None else {"air": args.air})
+    card = export(args.checkpoint, outputs.hidden(args.folder), name, args.licence, **options)
     return [f"Wrote {args.folder}: model {card['id']}; use it with --model {args.folder}"], []
 
 
@@ -495,6 +495,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("folder", type=Path, metavar="FOLDER", help="new folder for card, weights and licence")
     export.add_argument("--id", metavar="NAME", help="of the model (default: the folder's name)")
     export.add_argument("--licence", metavar="TEXT", default="", help="of the weights, for the card")
+    export.add_argument("--small", action="store_true", help="weights at half the size: int8 in place of float16")
     export.add_argument(
         "--air", type=_dropout, metavar="SHARE",
         help="of the intensity range, below which what is generated is air (default: the paper's 3 of 255; scans "

@@ -41,7 +41,7 @@ filters = 4
 [training]
 epochs = 6
 stop_epoch = 4
-examples_per_head = 10
+examples_per_head = 5
 save_epochs = 2
 workers = 0
 """
@@ -154,7 +154,7 @@ class TestWhole:
         losses = json.loads((folder / "trained" / "validation.json").read_text())
         assert list(losses) == ["2", "4"] and all(loss > 0 for loss in losses.values())
         state = torch.load(folder / "trained" / "checkpoint.pt", weights_only=True)
-        assert state["step"] == 4 * 10
+        assert state["step"] == 4 * 5
 
     def test_the_card_tells_what_it_is_and_nothing_is_copied(self, exported: Path) -> None:
         assert {path.name for path in exported.iterdir()} == {"card.json", "generator.pt", "LICENSE.txt"}
@@ -170,6 +170,17 @@ class TestWhole:
         (tmp_path / "generator.pt").write_bytes(b"other")
         with pytest.raises(InputError, match="SHA-256"):
             _ = Model.load(tmp_path).generator
+
+    def test_small_weights_are_nearly_the_same(
+        self, exported: Path, folder: Path, refacecgan: Callable, tmp_path: Path
+    ) -> None:
+        checkpoint = folder / "trained" / "checkpoint.pt"
+        call = refacecgan("export", checkpoint, tmp_path / "small", "--small", "--air", 0.06, "--id", "other")
+        assert call.status == 0, call.err
+        small, whole = Model.load(tmp_path / "small"), Model.load(exported)
+        assert small.id == "other" and small.card["air_below"] == 0.06 and small.size < whole.size
+        for one, other in zip(small.generator.parameters(), whole.generator.parameters(), strict=True):
+            assert (one - other).abs().max() <= 0.01 * other.abs().max() + 1e-6
 
     def test_it_runs_on_the_scans_own_grid(self, exported: Path, heads: Path) -> None:
         refacer = Refacer.from_pretrained(exported, "cpu")
