@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import paper
 from .anatomy.location import SPACING, Anatomy, air_level, bfloat16, locate
 from .checks import Check, check, check_defaced, enforce
 from .composition import Background, compose
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EMPTIED = 0.25
+"""A voxel of a resampled scan lies in the face region from this share on."""
+
 AT_ONCE = 2
 """Candidates that are in work at a time."""
 
@@ -50,7 +54,8 @@ AT_ONCE = 2
 class WorkingScan:
     """One scan as the generator sees it, before any face is drawn.
 
-    scan, region: (A, S, L) on the working grid: the defaced scan, -1..1, and the face region (bool).
+    scan, region: (A, S, L) on the working grid (for a model of the native grid: the scan's own): the defaced scan,
+    -1..1, and the face region (bool).
     meeting: what a face of a drawn shape has to meet; None for a model without shapes.
     to_native: (4, 4) working-grid index -> native ASL index."""
 
@@ -72,7 +77,7 @@ class Prepared:
     anatomy: Anatomy
     defaced: Defaced
     scale: IntensityScale
-    background: Background
+    background: Background | None  # None for a model of the native grid
     working: WorkingScan
     expected_ml: float
     seconds: dict[str, float]
@@ -172,6 +177,8 @@ class Refacer:
                 anatomy = self._located(volume, view, defaced, face_region)
             elif anatomy.face_region.shape != view.to_asl(volume.stored).shape:
                 raise InputError("The anatomy is that of another scan: its masks have other voxels.")
+            if self.model.native and face_region is None:
+                anatomy = replace(anatomy, face_region=paper.face_mask(anatomy))
         with timer("deface"):
             emptied = Defaced.of(volume, anatomy, self.model.anatomy, self.model.template, aligned=known)
         return self._prepared(volume, anatomy, emptied, timer)
@@ -209,6 +216,16 @@ class Refacer:
         import torch
 
         template = self.model.template
+        if self.model.native:
+            with timer("normalise"):
+                highest = float(self.model.card["intensity_highest"])
+                scale = paper.scale_of(emptied.values, ~emptied.face_region, highest)
+                working = _native_scan(emptied, scale, self.model.card["working_grid"].get("spacing_mm"))
+            anatomy = replace(anatomy, to_template=emptied.to_template)
+            return Prepared(
+                original=volume, anatomy=anatomy, defaced=emptied, scale=scale, background=None,
+                expected_ml=self._expected_ml(anatomy), working=working, seconds=timer.seconds,
+            )  # fmt: skip
         with timer("normalise"):
             spacing = emptied.view.spacing
             small = resample_axes(emptied.values, spacing, SPACING)
@@ -284,7 +301,7 @@ class Refacer:
         to_small = np.linalg.inv(axes_matrix(emptied.view.spacing, SPACING)) @ to_native
         scans = torch.from_numpy(np.stack([scale.normalise(small) + 1.0, np.ones_like(small)]))
         defaced, seen = sample(scans, to_small, shape)
-        inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > 0.25
+        inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > EMPTIED
         scan = torch.where(inside, torch.full_like(defaced, -1.0), defaced - 1.0)
         meeting = None
         if self.model.tissue is not None:
@@ -338,9 +355,12 @@ class Refacer:
         with timer("generate"):
             face = self.draw(prepared, seed, probability)
         with timer("compose"):
-            composed = compose(
-                face, prepared.defaced, prepared.scale, prepared.background, np.random.default_rng([seed, 1])
-            )
+            if prepared.background is None:
+                dark = float(self.model.card.get("air_below", paper.AIR))
+                composed = paper.compose(face, anatomy.face_region, prepared.scale, dark)
+            else:
+                rng = np.random.default_rng([seed, 1])
+                composed = compose(face, prepared.defaced, prepared.scale, prepared.background, rng)
             stored = prepared.defaced.scan.stored.copy()
             painted = original.to_stored(composed.values + prepared.defaced.air).clip(*prepared.defaced.kept_range)
             anatomy.view.to_asl(stored)[anatomy.face_region] = painted
@@ -377,7 +397,13 @@ class Refacer:
         import torch
 
         working, region = prepared.working, prepared.defaced.face_region
+        if self.model.native:
+            painted = self._generated({"defaced": working.scan}, seed, dropout, working.region)
+            if painted.shape == region.shape:
+                return np.asarray(painted.numpy()[region])
         at = _indices(region, np.linalg.inv(working.to_native)).astype(np.float32)
+        if self.model.native:
+            return read(painted[None], at, "border")[0]
         if self.model.tissue is None:
             channels = {"defaced": working.scan, "face_region": working.region.float()}
             return read(self._generated(channels, seed, dropout, working.region)[None] + 1, at)[0] - 1
@@ -439,6 +465,21 @@ class Refacer:
         grid = self.model.card["working_grid"]
         spans = tuple(slice(a, a + n) for a, n in zip(grid["first_voxel"], grid["shape"], strict=True))
         return self.model.template.crop(spans)  # type: ignore[arg-type]
+
+
+def _native_scan(emptied: Defaced, scale: IntensityScale, spacing: float | None) -> WorkingScan:
+    """The defaced scan as a generator of the native grid sees it: the scan's own voxels, or voxels of `spacing` mm
+    along the scan's own axes."""
+    import torch
+
+    values, share, to_native = emptied.values, emptied.face_region.astype(np.float32), np.eye(4)
+    if spacing is not None:
+        to_native = axes_matrix(emptied.view.spacing, spacing)
+        values, share = (resample_axes(array, emptied.view.spacing, spacing) for array in (values, share))
+    region = share > EMPTIED
+    scan = scale.normalise(values)
+    scan[region] = -1.0
+    return WorkingScan(torch.from_numpy(scan), torch.from_numpy(region), None, to_native)
 
 
 def _readers(defaced: Defaced, scale: IntensityScale, to_native: np.ndarray) -> tuple[Values, Values]:

@@ -1,4 +1,5 @@
-"""The command line: refacecgan reface, deface, render, compare, risk, demo, train, evaluate and models.
+"""The command line: refacecgan reface, deface, render, compare, risk, demo, train, export, evaluate, dataset and
+models.
 
 What is heavy is imported when it is needed: --help and a wrong call answer at once, and an unreadable scan is
 refused before torch is loaded. Every output is made in a hidden folder beside its place and moved there when
@@ -303,6 +304,16 @@ def _train(args: argparse.Namespace, outputs: Outputs) -> Said:
     return [], []
 
 
+def _export(args: argparse.Namespace, outputs: Outputs) -> Said:
+    from ..training.export import export
+
+    outputs.plan_folder(args.folder)
+    name = args.id or args.folder.resolve().name
+    air = {} if args.air is None else {"air": args.air}
+    card = export(args.checkpoint, outputs.hidden(args.folder), name, args.licence, **air)
+    return [f"Wrote {args.folder}: model {card['id']}; use it with --model {args.folder}"], []
+
+
 def _evaluate(args: argparse.Namespace, outputs: Outputs) -> Said:
     from ..evaluation.study import evaluate
 
@@ -324,11 +335,10 @@ def _models(args: argparse.Namespace, outputs: Outputs) -> Said:
     table = [["id", "description", "licence", "size", "working grid"]]
     for model in models.available():
         card, grid = model.card, model.card["working_grid"]
-        size = sum((model.path / entry["file"]).stat().st_size for entry in card["files"].values())
         spacing = f"{grid['spacing_mm']:g} mm" if grid.get("spacing_mm") else "native"
         table.append([
-            model.id, card.get("description", "-"), card.get("licence", "-"), f"{size / 1e6:.1f} MB",
-            f"{spacing}, {'x'.join(map(str, grid['shape']))}",
+            model.id, card.get("description", "-"), card.get("licence", "-"), f"{model.size / 1e6:.1f} MB",
+            f"{spacing}, {'x'.join(map(str, card['sub_volume']['shape']))}",
         ])  # fmt: skip
     if len(table) == 1:
         raise InputError(f"There is no model in {models.folder()}; install RefaceCGAN again or train one.")
@@ -477,6 +487,19 @@ def make_parser() -> argparse.ArgumentParser:
     train = command("train", _train, "train a model on a folder of heads")
     train.set_defaults(interruptible=True)
     train.add_argument("config", type=Path, metavar="CONFIG.toml", help="what to train, and on which heads")
+
+    export = command("export", _export, "make a model of a generator that was trained on the scans' own grid")
+    export.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt or generator-epochNN.pt of `train`"
+    )
+    export.add_argument("folder", type=Path, metavar="FOLDER", help="new folder for card, weights and licence")
+    export.add_argument("--id", metavar="NAME", help="of the model (default: the folder's name)")
+    export.add_argument("--licence", metavar="TEXT", default="", help="of the weights, for the card")
+    export.add_argument(
+        "--air", type=_dropout, metavar="SHARE",
+        help="of the intensity range, below which what is generated is air (default: the paper's 3 of 255; scans "
+        "with noisier air need more)",
+    )  # fmt: skip
 
     evaluate = command("evaluate", _evaluate, "compare tools that take the face out of scans")
     evaluate.set_defaults(interruptible=True)

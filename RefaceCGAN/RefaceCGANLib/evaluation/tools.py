@@ -44,7 +44,7 @@ BLUR_MM = 4.0
 ENGINE = (
     *("anatomy/location", "checks", "composition", "defacing", "face_model/template", "generation/networks"),
     *("generation/painting", "generation/sliding_window", "generation/tissue_bank", "intensity", "models/model"),
-    *("refacer", "rendering/skin_surface", "spatial/grid", "volume"),
+    *("paper", "refacer", "rendering/skin_surface", "spatial/grid", "volume"),
 )
 """The modules that decide the output of our tools: when one of them changes, it is made again."""
 
@@ -156,6 +156,8 @@ class Reface(Ours):
     ) -> None:  # fmt: skip
         if without and without not in WITHOUT:
             raise InputError(f"Tool {name}: without must be one of {', '.join(WITHOUT)}.")
+        if without in ("generator", "shape") and Model.load(ours.get("model", DEFAULT)).native:
+            raise InputError(f"Tool {name}: the paper's model has no prior and no shape to leave out.")
         dropout = 0.0 if without == "dropout" else dropout
         super().__init__(name, **ours, settings={"dropout": dropout} | ({"without": without} if without else {}))
         self.seeds = tuple(seeds or [0])

@@ -62,7 +62,7 @@ class Model:
             path = Path(name).parent if Path(name).is_file() else Path(name)
         card = path / CARD
         try:
-            content = json.loads(card.read_text(encoding="utf-8"))
+            content = _completed(json.loads(card.read_text(encoding="utf-8")))
             needed = {
                 "id",
                 "files",
@@ -80,11 +80,22 @@ class Model:
             raise InputError(
                 f"There is no model {name}; installed are: {known}, or give the path of a card."
             ) from None
-        except (ValueError, TypeError, OSError):
+        except (ValueError, TypeError, AttributeError, KeyError, OSError):
             raise InputError(f"{card} is not a readable model card; install the model again.") from None
         if missing:
             raise InputError(f"{card} lacks {', '.join(sorted(missing))}; install the model again.")
         return cls(content, path)
+
+    @property
+    def native(self) -> bool:
+        """Whether the generator works on each scan's own grid (the paper's), not on one in template space."""
+        return bool(self.card["working_grid"].get("space") == "native")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files in the model's own folder."""
+        paths = (self.path / entry["file"] for entry in self.card["files"].values())
+        return sum(path.stat().st_size for path in paths if path.parent == self.path)
 
     @property
     def id(self) -> str:
@@ -158,6 +169,23 @@ class Model:
     @property
     def generator_sha256(self) -> str:
         return str(self.card["files"]["generator"]["sha256"])
+
+
+def _completed(card: dict[str, Any]) -> dict[str, Any]:
+    """A card in which files of another installed model, {"of": ID}, are named with that model's SHA-256, and what
+    networks they hold. Raises InputError where that model is not installed."""
+    files = card.get("files", {})
+    borrowed = {role: entry["of"] for role, entry in files.items() if "of" in entry}
+    if not borrowed:
+        return card
+    result = card | {"files": dict(files)}
+    for role, name in borrowed.items():
+        other = Model.load(str(name))
+        entry = other.card["files"][role]
+        result["files"][role] = entry | {"file": str(other.path.resolve() / entry["file"])}
+        if role in other.card:
+            result[role] = other.card[role]
+    return result
 
 
 def unpacked(state: dict[str, Tensor]) -> dict[str, Tensor]:

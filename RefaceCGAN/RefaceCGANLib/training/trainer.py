@@ -163,7 +163,7 @@ class Trainer:
         sums: dict[str, float] = {}
         began, first = time.monotonic(), self.step
         for example in self.batches():
-            _noise_from(self.generator, _source(settings, self.step))
+            noise_from(self.generator, _source(settings, self.step))
             for optimiser in self.optimisers:
                 for group in optimiser.param_groups:
                     group["lr"] = self.rate()
@@ -191,20 +191,24 @@ class Trainer:
             if save_epochs and self.step % (epoch_length * save_epochs) == 0:
                 epoch = self.step // epoch_length
                 save_weights(self.average, self.folder / f"generator-epoch{epoch:02d}.pt")
-        _noise_from(self.generator, None)
+                self.epoch_done(epoch)
+        noise_from(self.generator, None)
         if board:
             board.close()
         return self.average
+
+    def epoch_done(self, epoch: int) -> None:
+        """Called after the weights of an epoch were kept."""
 
     def picture(self, example: Example) -> np.ndarray:
         """Defaced, prior (where there is one), generated and target, side by side: uint8 (height, width).
 
         Above the middle sagittal slices, the front to the right; below the axial slices through the middle of
         the face region, the front up."""
-        _noise_from(self.average, torch.Generator().manual_seed(int(self.settings["seed"])))
+        noise_from(self.average, torch.Generator().manual_seed(int(self.settings["seed"])))
         with torch.inference_mode(), bfloat16(self.device):
             face = self.average(example.condition.to(self.device)).float().cpu()
-        _noise_from(self.average, None)
+        noise_from(self.average, None)
         refaced = torch.where(example.region > 0.5, face, example.target)
         condition = example.condition
         shown = [condition[0, 0], *condition[0, 2:], refaced[0, 0], example.target[0, 0]]
@@ -328,7 +332,7 @@ class _Examples(Dataset[Example]):
         return self.draw(np.random.default_rng([self.seed, number]))
 
 
-def _noise_from(generator: Generator, source: torch.Generator | None) -> None:
+def noise_from(generator: Generator, source: torch.Generator | None) -> None:
     """Let the dropout layers draw from `source`: torch's global generator is for the thread of examples."""
     for module in generator.modules():
         if isinstance(module, NoiseDropout):

@@ -88,7 +88,11 @@ KEYS: dict[str, dict[str, Any]] = {
         "heads": Key([str]),  # with `template` working heads (.npz), with `masks` scans
         "template": Key(str, None),
         "masks": Key(str, None),  # mask of the face region beside each scan, e.g. "{name}_face.nii.gz"
+        "validation": Key([str], None),  # scans with masks that are validated on and not trained on, with `masks`
         "sub_volume": Key([int], None, 8),  # shape (A, S, L) of the blocks, with `masks`
+        "resampled": Key(float, 0.0, 0, 1),  # share of the blocks that are cut from a resampled scan, with `masks`
+        "resampled_mm": Key([float], [1.0, 1.5], 0.1, 10),  # least and most voxel size of these
+        "mirror": Key(bool, False),  # exchange left and right in every second block, with `masks`
         "generator": {
             "channels_in": Key(int, ..., 1),
             "filters": Key(int, 64, 1),
@@ -106,6 +110,8 @@ KEYS: dict[str, dict[str, Any]] = {
             "iterations": Key(int, None, 1),
             "epochs": Key(int, None, 1),  # in place of iterations
             "examples_per_head": Key(int, 1, 1),  # in each epoch
+            "stop_epoch": Key(int, None, 1),  # early stopping, with `masks`; an epoch that is saved
+            "reconstruction": Key(str, "L1.5"),  # or L1, with `masks`
             "reconstruction_iterations": Key(int, 0, 0),
             "learning_rate": Key(float, 2e-4, 0),
             "cosine_period": Key(int, 1000, 1),
@@ -145,8 +151,8 @@ def read(path: Path) -> dict[str, Any]:
             settings[key] = base / Path(settings[key]).expanduser()
             if key != "folder" and not settings[key].is_file():
                 raise InputError(f"{path}: {key} is {settings[key]}, which is no file; check the path.")
-    for key in ("heads", "others"):
-        if key in settings:
+    for key in ("heads", "others", "validation"):
+        if settings.get(key):
             settings[key] = [base / Path(entry).expanduser() for entry in settings[key]]
     settings["path"] = path
     return settings
@@ -336,6 +342,7 @@ def _run_generator(settings: dict[str, Any]) -> None:
     import torch
 
     from ..generation.networks import Discriminator, Generator
+    from .paper_trainer import PaperTrainer
     from .trainer import Trainer, save_weights
 
     training = {name: value for name, value in settings["training"].items() if value is not None}
@@ -346,8 +353,13 @@ def _run_generator(settings: dict[str, Any]) -> None:
     options = settings["generator"]
     if options["upsampling"] not in ("transposed", "resize"):
         raise _wrong(settings, "generator.upsampling", "must be transposed or resize")
-    source = _draw_working if settings["template"] else _draw_native
-    draw, names, channels, judged, shape = source(settings)
+    if training["reconstruction"] not in ("L1.5", "L1"):
+        raise _wrong(settings, "training.reconstruction", "must be L1.5 or L1")
+    validation: list[Example] = []
+    if settings["template"]:
+        draw, names, channels, judged, shape = _draw_working(settings)
+    else:
+        (draw, names, channels, judged, shape), validation = _draw_native(settings)
     if options["channels_in"] != channels:
         raise _wrong(settings, "generator.channels_in", f"must be {channels} for this kind of heads")
     levels = max(options["levels"], settings["discriminator"]["levels"])
@@ -360,7 +372,8 @@ def _run_generator(settings: dict[str, Any]) -> None:
     discriminator = Discriminator(judged + 1, **settings["discriminator"])
     _load_initial(settings, generator)
     _record(settings, names)
-    trainer = Trainer(generator, discriminator, draw, training, settings["folder"], _device(settings))
+    parts = (generator, discriminator, draw, training, settings["folder"], _device(settings))
+    trainer = Trainer(*parts) if settings["template"] else PaperTrainer(*parts, validation=validation)
     save_weights(trainer.run(), settings["folder"] / "generator.pt")
 
 
@@ -387,20 +400,31 @@ def _draw_working(settings: dict[str, Any]) -> Source:
     return draw, [head.name for head in heads], 3, 2, template.mean.shape
 
 
-def _draw_native(settings: dict[str, Any]) -> Source:
-    """Examples from plain scans and masks of their faces."""
-    from .native_examples import NativeHead, example
+def _draw_native(settings: dict[str, Any]) -> tuple[Source, list[Example]]:
+    """Examples from plain scans and masks of their faces, and those of the validation heads."""
+    from .native_examples import NativeHead, example, highest_of
 
     if settings["sub_volume"] is None or len(settings["sub_volume"]) != 3:
         raise _wrong(settings, "sub_volume", "must be there with masks, for example [128, 128, 128]")
+    if len(settings["resampled_mm"]) != 2:
+        raise _wrong(settings, "resampled_mm", "must be two numbers, the least and the most mm")
     a, s, length = settings["sub_volume"]
+    cache = settings["folder"] / "heads"
     pairs = _pairs(settings, "heads", "masks")
-    heads = [NativeHead.read(scan, mask, settings["folder"] / "heads") for scan, mask in pairs]
+    heads = [NativeHead.read(scan, mask, cache) for scan, mask in pairs]
+    settings["highest"] = highest = highest_of(heads)
+    share, (least, most) = settings["resampled"], settings["resampled_mm"]
 
     def draw(rng: np.random.Generator) -> Example:
-        return example(heads[int(rng.integers(len(heads)))], (a, s, length), rng)
+        head = heads[int(rng.integers(len(heads)))]
+        spacing = float(rng.uniform(least, most)) if rng.random() < share else None
+        return example(head, (a, s, length), rng, highest, spacing, settings["mirror"])
 
-    return draw, [_name(scan) for scan, _ in pairs], 1, 1, (a, s, length)
+    validation = [
+        example(NativeHead.read(scan, mask, cache), (a, s, length), np.random.default_rng(0), highest)
+        for scan, mask in (_pairs(settings, "validation", "masks") if settings["validation"] else [])
+    ]
+    return (draw, [_name(scan) for scan, _ in pairs], 1, 1, (a, s, length)), validation
 
 
 def _read_template(settings: dict[str, Any]) -> Template:

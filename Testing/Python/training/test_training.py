@@ -402,7 +402,7 @@ class TestNative:
     def test_a_block_is_defaced_in_the_face_alone(self, files: tuple[Path, Path], tmp_path: Path) -> None:
         head = native.NativeHead.read(*files, tmp_path / "cache")
         for seed in range(5):
-            made = native.example(head, (16, 16, 32), np.random.default_rng(seed))
+            made = native.example(head, (16, 16, 32), np.random.default_rng(seed), 2.0)
             assert made.condition.shape == made.target.shape == (1, 1, 16, 16, 32)
             assert made.region.sum() > 0
             assert (made.condition[made.region > 0.5] == -1).all()
