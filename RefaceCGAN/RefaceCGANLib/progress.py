@@ -10,15 +10,16 @@ Progress = Callable[[str, float], None]
 """Called with the stage and how much of the whole is done (0 to 1); may raise Cancelled."""
 
 STAGES = {
-    "anatomy": (0.05, 0.5),
+    "locate": (0.05, 0.5),
     "deface": (0.5, 0.65),
     "normalise": (0.65, 0.7),
-    "generate": (0.7, 0.85),
+    "sample shape": (0.7, 0.72),
+    "generate": (0.72, 0.85),
     "compose": (0.85, 0.95),
     "check": (0.95, 1.0),
 }
 """Where each stage of refacing begins and ends, as parts of refacing one scan: its share of the seconds."""
-PREPARED = STAGES["generate"][0]
+PREPARED = STAGES["sample shape"][0]
 """Where a scan is ready for a face to be drawn; another face of the same scan begins here."""
 
 LOAD = 0.05

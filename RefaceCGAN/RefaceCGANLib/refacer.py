@@ -1,6 +1,4 @@
-"""Refacer: the whole pipeline as one reusable object.
-
-    read -> anatomy -> deface -> normalise -> generate -> compose -> check -> write
+"""Refacer: the stages of `pipeline` as one reusable object, which does once what is the same for every face.
 
 >>> refacer = Refacer.from_pretrained()
 >>> result = refacer.reface(Volume.read("head.nii.gz"), seed=7)
@@ -14,55 +12,32 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import paper
-from .anatomy.location import SPACING, Anatomy, air_level, bfloat16, locate
-from .checks import Check, check, check_defaced, enforce
-from .composition import Background, compose
+from . import paper, pipeline
+from .anatomy.location import Anatomy, air_level
+from .checks import Check, check_defaced, enforce
 from .defacing import Defaced
 from .errors import CheckError, InputError
-from .face_model.template import CLEFT, Meeting, Template, Values, trilinear
-from .generation.painting import bounded, drawn_tissue, read
-from .intensity import RING_MM, IntensityScale
+from .generation.inference import Inference
+from .generation.network_input import NetworkInput
 from .models.model import DEFAULT, Model
 from .progress import Progress, Timer
 from .report import scan_report
 from .seeds import chosen_seed
-from .spatial.grid import AslView, axes_matrix, dilate, mapped, resample_axes, sample, solid
+from .spatial.grid import AslView, mapped
 from .volume.volume import Volume
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-EMPTIED = 0.25
-"""A voxel of a resampled scan lies in the face region from this share on."""
-
 AT_ONCE = 2
 """Candidates that are in work at a time."""
-
-
-@dataclass(frozen=True)
-class WorkingScan:
-    """One scan as the generator sees it, before any face is drawn.
-
-    scan, region: (A, S, L) on the working grid (for a model of the native grid: the scan's own): the defaced scan,
-    -1..1, and the face region (bool).
-    meeting: what a face of a drawn shape has to meet; None for a model without shapes.
-    to_native: (4, 4) working-grid index -> native ASL index."""
-
-    scan: Tensor
-    region: Tensor
-    meeting: Meeting | None
-    to_native: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -76,9 +51,7 @@ class Prepared:
     original: Volume
     anatomy: Anatomy
     defaced: Defaced
-    scale: IntensityScale
-    background: Background | None  # None for a model of the native grid
-    working: WorkingScan
+    network_input: NetworkInput
     expected_ml: float
     seconds: dict[str, float]
 
@@ -135,9 +108,18 @@ class Refacer:
     """Refaces scans with one model on one device; keep it, as loading takes longer than refacing."""
 
     def __init__(self, model: Model, device: torch.device) -> None:
-        self.model, self.device = model, device
-        self.warnings: list[str] = []
-        self._generating = Lock()
+        self.model = model
+        self.inference = Inference(model, device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator runs; the processor, once another device's memory did not suffice."""
+        return self.inference.device
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should hear of the device."""
+        return self.inference.warnings
 
     @classmethod
     def from_pretrained(
@@ -171,7 +153,7 @@ class Refacer:
         Raises CheckError (no head, no brain, no face in view), and InputError, also for a face region of another
         shape, without a voxel, or with voxels of the brain."""
         timer = Timer(progress)
-        with timer("anatomy"):
+        with timer("locate"):
             view, known = AslView.of(volume), anatomy is not None
             if anatomy is None:
                 anatomy = self._located(volume, view, defaced, face_region)
@@ -180,7 +162,7 @@ class Refacer:
             if self.model.native and face_region is None:
                 anatomy = replace(anatomy, face_region=paper.face_mask(anatomy))
         with timer("deface"):
-            emptied = Defaced.of(volume, anatomy, self.model.anatomy, self.model.template, aligned=known)
+            emptied = pipeline.deface(volume, anatomy, self.model, aligned=known)
         return self._prepared(volume, anatomy, emptied, timer)
 
     def _located(self, volume: Volume, view: AslView, defaced: str, face_region: np.ndarray | None) -> Anatomy:
@@ -204,44 +186,15 @@ class Refacer:
         return replace(found, face_region=region, already_defaced=False, disputed_ml=0.0)
 
     def locate(self, volume: Volume, defaced: str = "auto") -> Anatomy:
-        """Brain and face of a scan (`anatomy.locate`). Raises CheckError."""
-        view = AslView.of(volume)
-        values = np.ascontiguousarray(view.to_asl(volume.array))
-        values -= air_level(values)
-        model = self.model
-        return locate(values, view, model.anatomy, model.brain_check, model.template, defaced)
+        """Brain and face of a scan (`pipeline.locate`). Raises CheckError."""
+        return pipeline.locate(volume, self.model, defaced)
 
     def _prepared(self, volume: Volume, anatomy: Anatomy, emptied: Defaced, timer: Timer) -> Prepared:
         """What follows from a defaced scan."""
-        import torch
-
-        template = self.model.template
-        if self.model.native:
-            with timer("normalise"):
-                highest = float(self.model.card["intensity_highest"])
-                scale = paper.scale_of(emptied.values, ~emptied.face_region, highest)
-                working = _native_scan(emptied, scale, self.model.card["working_grid"].get("spacing_mm"))
-            anatomy = replace(anatomy, to_template=emptied.to_template)
-            return Prepared(
-                original=volume, anatomy=anatomy, defaced=emptied, scale=scale, background=None,
-                expected_ml=self._expected_ml(anatomy), working=working, seconds=timer.seconds,
-            )  # fmt: skip
         with timer("normalise"):
-            spacing = emptied.view.spacing
-            small = resample_axes(emptied.values, spacing, SPACING)
-            region_share = resample_axes(emptied.face_region, spacing, SPACING)
-            brain = emptied.of_average(template.brain > 0.5, template, (SPACING,) * 3)
-            ring = dilate(torch.from_numpy(brain), round(RING_MM / SPACING)).numpy()
-            scale = IntensityScale.measure(small, ring, region_share < 1e-3)
-            background = Background.measure(emptied, template)
-            to_template = template.affine @ _first(self.model.card["working_grid"]["first_voxel"])
-            to_native = np.linalg.inv(emptied.to_template) @ to_template
-            working = self._working_scan(emptied, small, region_share, scale, to_native)
+            seen = pipeline.normalise(emptied, self.model)
         anatomy = replace(anatomy, to_template=emptied.to_template)
-        return Prepared(
-            original=volume, anatomy=anatomy, defaced=emptied, scale=scale, background=background,
-            expected_ml=self._expected_ml(anatomy), working=working, seconds=timer.seconds,
-        )  # fmt: skip
+        return Prepared(volume, anatomy, emptied, seen, self._expected_ml(anatomy), timer.seconds)
 
     def with_region(self, prepared: Prepared, face_region: np.ndarray) -> Prepared:
         """The same scan with a face region corrected by hand; the anatomy is not done again.
@@ -249,7 +202,7 @@ class Refacer:
         face_region: bool (I, J, K). Brain voxels never get into it: those that were painted are left out. They are
         worth a warning, and so is tissue that was taken out of the region and therefore keeps the original.
         Raises InputError where it has another shape, is empty, or has tissue beyond what the generator sees."""
-        found, working, original = prepared.anatomy, prepared.working, prepared.original
+        found, seen, original = prepared.anatomy, prepared.network_input, prepared.original
         if face_region.shape != original.shape:
             raise InputError("The edited face region has other voxels than the scan; edit it on the scan itself.")
         view, warnings = found.view, list(found.warnings)
@@ -261,8 +214,8 @@ class Refacer:
         values = np.ascontiguousarray(view.to_asl(original.array))
         values -= air_level(values)
         added = region & ~found.face_region & (values > found.skin)
-        at = _indices(added, np.linalg.inv(working.to_native))
-        if ((at < -0.5) | (at > np.array(working.scan.shape) - 0.5)).any():
+        at = mapped(np.argwhere(added), np.linalg.inv(seen.to_native))
+        if ((at < -0.5) | (at > np.array(seen.scan.shape) - 0.5)).any():
             raise InputError("The edited face region reaches too far back, up or down; keep it to the face.")
         voxel_ml = float(np.prod(original.spacing)) / 1000
         if in_brain := np.count_nonzero(painted & brain):
@@ -271,47 +224,17 @@ class Refacer:
             warnings.append(f"{kept * voxel_ml:.1f} ml of the face were taken out by hand and keep the original.")
         anatomy = replace(found, face_region=region, warnings=tuple(warnings))
 
-        emptied = Defaced.of(original, anatomy, self.model.anatomy, self.model.template, aligned=True)
+        emptied = pipeline.deface(original, anatomy, self.model, aligned=True)
         return replace(self._prepared(original, anatomy, emptied, Timer(None)), seconds=prepared.seconds)
 
     def _expected_ml(self, anatomy: Anatomy) -> float:
         """How much of the face region is tissue in the average head, told from every eighth voxel."""
         template = self.model.template
         matrix = np.linalg.inv(template.affine) @ anatomy.to_template @ np.diag([2.0, 2.0, 2.0, 1.0])
-        at = np.rint(_indices(anatomy.face_region[::2, ::2, ::2], matrix)).astype(int)
+        at = np.rint(mapped(np.argwhere(anatomy.face_region[::2, ::2, ::2]), matrix)).astype(int)
         at = at[((at >= 0) & (at < template.head.shape)).all(axis=1)]
         tissue = np.count_nonzero(template.head[tuple(at.T)])
         return float(8 * tissue * np.prod(anatomy.view.spacing) / 1000)
-
-    def _working_scan(
-        self,
-        emptied: Defaced,
-        small: np.ndarray,
-        region_share: np.ndarray,
-        scale: IntensityScale,
-        to_native: np.ndarray,
-    ) -> WorkingScan:
-        """The scan as the generator sees it. small, region_share: the defaced scan, real values, and how much of a
-        voxel is face region (0..1), on the 2 mm grid along the scan's axes."""
-        import torch
-
-        card = self.model.card
-        shape = tuple(card["working_grid"]["shape"])
-        small = np.where(region_share > 0.5, scale.low, small)
-        to_small = np.linalg.inv(axes_matrix(emptied.view.spacing, SPACING)) @ to_native
-        scans = torch.from_numpy(np.stack([scale.normalise(small) + 1.0, np.ones_like(small)]))
-        defaced, seen = sample(scans, to_small, shape)
-        inside = sample(torch.from_numpy(region_share)[None], to_small, shape, "border")[0] > EMPTIED
-        scan = torch.where(inside, torch.full_like(defaced, -1.0), defaced - 1.0)
-        meeting = None
-        if self.model.tissue is not None:
-            template = self._cropped_template
-            level = float(scale.normalise(np.array([emptied.skin]))[0])
-            # what the head was like in the face region, the average head tells
-            head = solid((scan > level) | (inside & torch.from_numpy(template.head)), CLEFT)
-            values, hidden = _readers(emptied, scale, to_native)
-            meeting = template.meeting(inside.numpy(), head.numpy(), seen.numpy() > 0.99, values, hidden)
-        return WorkingScan(scan, inside, meeting, to_native)
 
     def deface(self, volume: Volume, defaced: str = "auto") -> Volume:
         """The scan with its face region emptied, everything else bit-identical; it passes the checks that a
@@ -347,34 +270,26 @@ class Refacer:
         else:
             prepared = scan.prepared if isinstance(scan, Result) else scan
             seconds = {}
-        anatomy, original = prepared.anatomy, prepared.original
         probability = float(self.model.card["dropout"]) if dropout is None else dropout
         if not 0 <= probability < 1:
             raise InputError(f"Dropout is a probability from 0 to below 1, not {probability:g}.")
         timer = Timer(progress)
+        seen, defaced_scan = prepared.network_input, prepared.defaced
+        with timer("sample shape"):
+            coefficients = pipeline.sample_shape(seen, self.model, seed)
         with timer("generate"):
-            face = self.draw(prepared, seed, probability)
+            face = pipeline.generate(seen, coefficients, defaced_scan, self.inference, seed, probability)
         with timer("compose"):
-            if prepared.background is None:
-                dark = float(self.model.card.get("air_below", paper.AIR))
-                composed = paper.compose(face, anatomy.face_region, prepared.scale, dark)
-            else:
-                rng = np.random.default_rng([seed, 1])
-                composed = compose(face, prepared.defaced, prepared.scale, prepared.background, rng)
-            stored = prepared.defaced.scan.stored.copy()
-            painted = original.to_stored(composed.values + prepared.defaced.air).clip(*prepared.defaced.kept_range)
-            anatomy.view.to_asl(stored)[anatomy.face_region] = painted
-            if original.has_nan:  # so that air has one value all around the head
-                anatomy.view.to_asl(stored)[composed.air_mask] = np.nan
-            refaced = original.with_stored(stored)
+            refaced = pipeline.compose(face, seen, defaced_scan, self.model, seed)
         with timer("check"):
-            air = prepared.defaced.air
-            checks = check(original, refaced, anatomy, air, composed.air_mask, prepared.expected_ml)
+            checks = pipeline.check(
+                prepared.original, refaced, prepared.anatomy, defaced_scan, prepared.expected_ml
+            )
             if not force:
                 enforce(checks)
         seconds |= timer.seconds
-        report = scan_report(self, prepared, refaced, checks, seconds, seed, probability, force)
-        return Result(refaced, seed, checks, report, prepared, composed.air_mask)
+        report = scan_report(self, prepared, refaced.volume, checks, seconds, seed, probability, force)
+        return Result(refaced.volume, seed, checks, report, prepared, refaced.air_mask)
 
     def candidates(self, scan: Volume | Result, seeds: list[int], **options: Any) -> Iterator[Result]:
         """Several faces for one scan, one for each seed, in the order of the seeds. Anatomy and defacing are done
@@ -391,118 +306,6 @@ class Refacer:
                     yield drawn.popleft().result()
             while drawn:
                 yield drawn.popleft().result()
-
-    def draw(self, prepared: Prepared, seed: int, dropout: float) -> np.ndarray:
-        """Generate one face: (N,) -1..1, at the voxels of the face region, in C order, not yet composed."""
-        import torch
-
-        working, region = prepared.working, prepared.defaced.face_region
-        if self.model.native:
-            painted = self._generated({"defaced": working.scan}, seed, dropout, working.region)
-            if painted.shape == region.shape:
-                return np.asarray(painted.numpy()[region])
-        at = _indices(region, np.linalg.inv(working.to_native)).astype(np.float32)
-        if self.model.native:
-            return read(painted[None], at, "border")[0]
-        if self.model.tissue is None:
-            channels = {"defaced": working.scan, "face_region": working.region.float()}
-            return read(self._generated(channels, seed, dropout, working.region)[None] + 1, at)[0] - 1
-        template = self._cropped_template
-        field = template.field(self.shape(prepared, seed), working.meeting)
-        rng = np.random.default_rng([seed, 2])
-        voxel = float(np.prod(prepared.defaced.view.spacing)) ** (1 / 3)
-        tissue = drawn_tissue(self.model.tissue, template, field, rng, voxel)
-        tissue = tissue.matched(working.scan, working.region)
-        # the generator paints on its own grid; what is finer than that is the tissue's
-        prior = working.scan.clone()
-        index = np.argwhere(working.region.numpy()).astype(np.float32)
-        prior[working.region] = torch.from_numpy(tissue.at(index) - 1)
-        channels = {"defaced": working.scan, "face_region": working.region.float(), "prior": prior}
-        painted = self._generated(channels, seed, dropout, working.region)
-        near = read(dilate(prior > -1, 1)[None].float(), at)[0] > 0  # elsewhere there is air
-        values = np.zeros(len(at), np.float32)
-        values[near] = bounded(tissue.at(at[near]), read((painted - prior)[None], at[near], "border")[0])
-        return values - 1
-
-    def _generated(self, channels: dict[str, Tensor], seed: int, dropout: float, wanted: Tensor) -> Tensor:
-        """What the generator makes of its condition: (A, S, L), -1..1. channels: by their names in the card.
-        wanted: bool, the voxels that are needed."""
-        import torch
-
-        from .generation import sliding_window as tiling
-
-        card, generator = self.model.card, self.model.generator
-        condition = torch.stack([channels[name] for name in card["condition"]])[None]
-        for device in dict.fromkeys([self.device, torch.device("cpu")]):
-            source = torch.Generator().manual_seed(seed)
-            try:
-                with self._generating, torch.inference_mode(), bfloat16(device):
-                    generator.set_dropout(dropout, source)
-                    generator.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-                    return tiling.apply(
-                        lambda block, device=device: generator(  # type: ignore[misc]
-                            block.to(device, memory_format=torch.channels_last_3d)
-                        ),
-                        condition, tuple(card["sub_volume"]["shape"]), float(card["sub_volume"]["overlap"]),
-                        wanted,
-                    )[0, 0]  # fmt: skip
-            except torch.OutOfMemoryError:
-                message = f"The memory of {device} did not suffice; the face was drawn on the processor."
-                log.warning(message)
-                self.warnings.append(message)
-                self.device = torch.device("cpu")
-        raise InputError("The memory did not suffice to draw a face; close programs and try again.")
-
-    def shape(self, prepared: Prepared, seed: int) -> np.ndarray:
-        """The shape coefficients (K,) that a seed draws, the same for all heads, made to fit this one."""
-        template, meeting = self._cropped_template, prepared.working.meeting
-        drawn = np.random.default_rng(seed).standard_normal(template.modes_count)
-        drawn = (float(self.model.card["shape_spread"]) * drawn).astype(np.float32)
-        return drawn if meeting is None else template.fitting(drawn, meeting)
-
-    @cached_property
-    def _cropped_template(self) -> Template:
-        grid = self.model.card["working_grid"]
-        spans = tuple(slice(a, a + n) for a, n in zip(grid["first_voxel"], grid["shape"], strict=True))
-        return self.model.template.crop(spans)  # type: ignore[arg-type]
-
-
-def _native_scan(emptied: Defaced, scale: IntensityScale, spacing: float | None) -> WorkingScan:
-    """The defaced scan as a generator of the native grid sees it: the scan's own voxels, or voxels of `spacing` mm
-    along the scan's own axes."""
-    import torch
-
-    values, share, to_native = emptied.values, emptied.face_region.astype(np.float32), np.eye(4)
-    if spacing is not None:
-        to_native = axes_matrix(emptied.view.spacing, spacing)
-        values, share = (resample_axes(array, emptied.view.spacing, spacing) for array in (values, share))
-    region = share > EMPTIED
-    scan = scale.normalise(values)
-    scan[region] = -1.0
-    return WorkingScan(torch.from_numpy(scan), torch.from_numpy(region), None, to_native)
-
-
-def _readers(defaced: Defaced, scale: IntensityScale, to_native: np.ndarray) -> tuple[Values, Values]:
-    """What tells the intensity of the defaced scan, -1..1, and how much of it is emptied, 0..1, at points of the
-    working grid. to_native: (4, 4)."""
-
-    def at(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-        return trilinear(image[None], mapped(points, to_native))[0]
-
-    emptied = np.where(defaced.face_region, np.float32(scale.low), defaced.values)
-    hidden = defaced.face_region.astype(np.float32)
-    return lambda points: scale.normalise(at(emptied, points)), lambda points: at(hidden, points)
-
-
-def _indices(mask: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Where a 4x4 index map leads the True voxels of a mask (A, S, L): (N, 3)."""
-    return mapped(np.argwhere(mask), matrix)
-
-
-def _first(voxel: list[int]) -> np.ndarray:
-    from .spatial.grid import shift
-
-    return shift(*voxel)
 
 
 def _device(name: str) -> torch.device:

@@ -129,7 +129,7 @@ class Study:
     def _done(self, run: Any, each: Series, verdict: Verdict) -> None:
         each.verdict = verdict
         run.drawn, run.wanted = run.drawn + 1, max(0, run.wanted - 1)
-        self.panel.progressed("anatomy", 0.0)
+        self.panel.progressed("locate", 0.0)
         self._list()
         self._next(run)
 

@@ -107,9 +107,10 @@ def stage_text(stage: str) -> str:
     return {
         "start": _("Starting the engine"),
         "load": _("Loading the model"),
-        "anatomy": _("Finding the brain and the face"),
+        "locate": _("Finding the brain and the face"),
         "deface": _("Emptying the face region"),
         "normalise": _("Measuring the intensities"),
+        "sample shape": _("Choosing a shape"),
         "generate": _("Drawing the face"),
         "compose": _("Fitting the face into the scan"),
         "check": _("Checking the result"),

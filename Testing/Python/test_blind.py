@@ -11,7 +11,8 @@ import pytest
 from conftest import Call, sampled
 from RefaceCGANLib import Refacer, Result, Volume
 from RefaceCGANLib.errors import InputError
-from RefaceCGANLib.refacer import seed_of
+from RefaceCGANLib.pipeline import sample_shape
+from RefaceCGANLib.seeds import seed_of
 from RefaceCGANLib.spatial.grid import AslView
 from scipy.ndimage import binary_dilation
 
@@ -50,7 +51,7 @@ def test_what_later_stages_are_given_has_nothing_of_the_emptied_voxels(refacer: 
     again = refacer.prepare(scan, anatomy=anatomy)
     for name in ("values", "face_region", "to_template", "skin"):
         assert np.array_equal(getattr(other.defaced, name), getattr(again.defaced, name)), name
-    assert other.scale == again.scale
+    assert other.network_input.scale == again.network_input.scale
     assert np.array_equal(other.defaced.to_template, first.prepared.defaced.to_template)
 
 
@@ -121,11 +122,12 @@ def test_an_identity_is_a_seed_that_needs_its_key() -> None:
 
 def test_a_seed_draws_the_same_shape_whatever_the_scan(refacer: Refacer, result: Result) -> None:
     """Before it is made to fit a head, which moves it by little."""
-    bare = replace(result.prepared, working=replace(result.prepared.working, meeting=None))
-    drawn = refacer.shape(bare, 11)
-    assert np.array_equal(drawn, refacer.shape(bare, 11))
-    assert not np.array_equal(drawn, refacer.shape(bare, 12))
-    assert np.corrcoef(drawn, refacer.shape(result.prepared, 11))[0, 1] > 0.8
+    seen, model = result.prepared.network_input, refacer.model
+    bare = replace(seen, meeting=None)
+    drawn = sample_shape(bare, model, 11)
+    assert np.array_equal(drawn, sample_shape(bare, model, 11))
+    assert not np.array_equal(drawn, sample_shape(bare, model, 12))
+    assert np.corrcoef(drawn, sample_shape(seen, model, 11))[0, 1] > 0.8
 
 
 def test_without_a_seed_every_face_is_another(refacer: Refacer, result: Result) -> None:

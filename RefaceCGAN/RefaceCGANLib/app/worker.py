@@ -4,7 +4,7 @@ torch and the model are loaded once, as soon as the process starts, and the last
 face on it costs one pass of the generator. A request is a line on stdin, its answers are lines on stdout:
 
     {"id": 1, "command": "reface", "volume": "/folder/a.npy", "affine": [[...], ...], "seed": 7}
-    {"id": 1, "event": "progress", "stage": "anatomy", "fraction": 0.05}
+    {"id": 1, "event": "progress", "stage": "locate", "fraction": 0.05}
     {"id": 1, "event": "done", "refaced": "/folder/b.npy", "seed": 7, "report": {...}, ...}
     {"id": 1, "event": "error", "kind": "check", "message": "One sentence."}
 

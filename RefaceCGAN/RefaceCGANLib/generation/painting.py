@@ -19,7 +19,10 @@ from ..spatial.grid import dilate, mapped, sample_at, smooth
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..defacing import Defaced
     from ..face_model.template import Template
+    from .inference import Inference
+    from .network_input import NetworkInput
     from .tissue_bank import TissueBank
 
 BAND = 4
@@ -86,6 +89,42 @@ class DrawnTissue:
         gain = gain + smooth(left, SEAM_SIGMA) / smooth(known, SEAM_SIGMA).clamp(min=SEAM_SHARE)
         most = float(np.log(GAIN_MOST))
         return replace(self, gain=gain.clamp(-most, most))
+
+
+def paint(
+    seen: NetworkInput,
+    coefficients: np.ndarray | None,
+    defaced: Defaced,
+    run: Inference,
+    seed: int,
+    dropout: float,
+) -> np.ndarray:
+    """Paint one face: (N,) -1..1, at the True voxels of the face region, in C order. coefficients: (K,) its shape;
+    None for a model without shapes, whose generator paints from the defaced scan alone."""
+    import torch
+
+    model, region = run.model, defaced.face_region
+    at = mapped(np.argwhere(region), np.linalg.inv(seen.to_native)).astype(np.float32)
+    channels = {"defaced": seen.scan, "face_region": seen.region.float()}
+    if coefficients is None or model.tissue is None:
+        painted = run(channels, seed, dropout, seen.region)
+        if painted.shape == region.shape:
+            return np.asarray(painted.numpy()[region])
+        return read(painted[None], at, "border")[0]
+    template = model.working_template
+    field = template.field(coefficients, seen.meeting)
+    voxel_mm = float(np.prod(defaced.view.spacing)) ** (1 / 3)
+    tissue = drawn_tissue(model.tissue, template, field, np.random.default_rng([seed, 2]), voxel_mm)
+    tissue = tissue.matched(seen.scan, seen.region)
+    # the generator paints on its own grid; what is finer than that is the tissue's
+    prior = seen.scan.clone()
+    index = np.argwhere(seen.region.numpy()).astype(np.float32)
+    prior[seen.region] = torch.from_numpy(tissue.at(index) - 1)
+    painted = run(channels | {"prior": prior}, seed, dropout, seen.region)
+    near = read(dilate(prior > -1, 1)[None].float(), at)[0] > 0  # elsewhere there is air
+    values = np.zeros(len(at), np.float32)
+    values[near] = bounded(tissue.at(at[near]), read((painted - prior)[None], at[near], "border")[0])
+    return values - 1
 
 
 def drawn_tissue(

@@ -155,6 +155,13 @@ class Model:
             raise InputError(f"The template of model {self.id} is incomplete; install the model again.") from None
 
     @cached_property
+    def working_template(self) -> Template:
+        """The template on the network grid of a model that works on a part of the template grid."""
+        grid = self.card["working_grid"]
+        a, s, left = (slice(at, at + n) for at, n in zip(grid["first_voxel"], grid["shape"], strict=True))
+        return self.template.crop((a, s, left))
+
+    @cached_property
     def tissue(self) -> TissueBank | None:
         """The tissue bank; None where the card names none (the paper's model)."""
         from ..generation.tissue_bank import TissueBank

@@ -66,15 +66,8 @@ class Donor:
     off_mm: float
 
 
-def cropped(model: Model) -> Template:
-    """The template on the working grid of a model."""
-    grid = model.card["working_grid"]
-    a, s, length = (slice(at, at + n) for at, n in zip(grid["first_voxel"], grid["shape"], strict=True))
-    return model.template.crop((a, s, length))
-
-
 def donor(path: Path, model: Model, template: Template) -> Donor:
-    """Measure one head; template: `cropped`. Raises CheckError where it is no whole head."""
+    """Measure one head; template: `Model.working_template`. Raises CheckError where it is no whole head."""
     volume = Volume.read(path)
     view = AslView.of(volume)
     values = np.ascontiguousarray(view.to_asl(volume.array))
@@ -162,7 +155,7 @@ def build(scans: Sequence[Path], donors: int, card: Path, folder: Path) -> Tissu
 
     Raises InputError where fewer than two heads can be used."""
     model = Model.load(card)
-    template, measured = cropped(model), []
+    template, measured = model.working_template, []
     for scan in scans:
         kept = folder / "heads" / f"{scan.name.partition('.nii')[0]}.npz"
         if not kept.exists():
@@ -188,7 +181,7 @@ def build(scans: Sequence[Path], donors: int, card: Path, folder: Path) -> Tissu
 
 
 def build_bank(donors: list[Donor], template: Template) -> TissueBank:
-    """The bank of some donors; template: `cropped`."""
+    """The bank of some donors; template: `Model.working_template`."""
     from scipy import ndimage
 
     wanted = dilate(torch.from_numpy(template.face_region), MARGIN).numpy()

@@ -213,7 +213,7 @@ def test_progress_comes_as_json_lines_that_rise_to_one(written: Written) -> None
     assert fractions == sorted(fractions) and (fractions[0], fractions[-1]) == (0, 1)
     stages = [line["stage"] for line in lines]
     assert stages[0] == "read" and stages[-1] == "done"
-    assert {"load", "anatomy", "generate", "write"} <= set(stages)
+    assert {"load", "locate", "generate", "write"} <= set(stages)
 
 
 class Canned:
@@ -413,7 +413,7 @@ def test_demo_leaves_head_mask_report_and_picture(
     assert picture_size(folder / "side-by-side.png") == (1024, 2 * 540)
     table = dict(line.split() for line in call.out[call.out.index("") + 1 :])
     assert table.pop("stage") == "seconds"
-    assert {"read", "load", "anatomy", "generate", "compose", "write", "render", "all"} <= set(table)
+    assert {"read", "load", "locate", "generate", "compose", "write", "render", "all"} <= set(table)
 
 
 def test_demo_without_its_head_says_so_and_makes_no_folder(

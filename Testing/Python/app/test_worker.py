@@ -15,6 +15,7 @@ from RefaceCGANLib.app.service import explain
 from RefaceCGANLib.app.worker import Worker
 from RefaceCGANLib.errors import CheckError, InputError
 from RefaceCGANLib.evaluation.reidentification import Recogniser
+from RefaceCGANLib.progress import STAGES
 
 PACKAGE = Path(__file__).resolve().parents[3] / "RefaceCGAN"
 
@@ -119,7 +120,7 @@ def test_a_request_that_is_given_up_ends_soon_and_the_head_stays(worker, origina
     volume = worker.write(original.stored)
     worker.say("reface", volume=volume, affine=original.affine.tolist(), seed=8, defaced="no")
     first = worker.asked
-    while worker.hear()["stage"] != "anatomy":
+    while worker.hear()["stage"] != "locate":
         pass
     worker.say("another", seed=9)  # waits behind
     line = {"command": "cancel", "ids": [first, worker.asked]}
@@ -141,9 +142,9 @@ def test_a_head_that_was_prepared_is_refaced_without_delay(worker, original):
 
     done, stages = ask("prepare")
     assert done["already_defaced"] is False
-    assert stages == ["anatomy", "deface", "normalise"]
+    assert stages == ["locate", "deface", "normalise"]
     done, stages = ask("reface", seed=7)
-    assert stages == ["generate", "compose", "check"]
+    assert stages == ["sample shape", "generate", "compose", "check"]
     assert unchanged_outside(original, with_arrays(worker, done))
     assert ask("prepare")[1] == []
     assert worker.begins("prepare", original, defaced="no") == "anatomy"  # another question
@@ -163,7 +164,7 @@ def test_reface_answers_volume_masks_and_report(original, refaced):
     assert not (done["face_region"] & done["brain_mask"]).any()
     assert (done["refaced"] != original.stored).any()
     assert (done["seed"], done["report"]["seed"]) == (7, 7)
-    assert set(done["report"]["seconds"]) == {"anatomy", "deface", "normalise", "generate", "compose", "check"}
+    assert set(done["report"]["seconds"]) == set(STAGES)
 
 
 def test_the_head_says_how_it_lies(refaced):
@@ -229,7 +230,7 @@ def test_the_skin_of_a_scan_is_made_quickly_or_finely(worker, sample_head):
 def test_progress_names_the_stages_and_only_grows(refaced):
     _, progress = refaced
     stages = list(dict.fromkeys(stage for stage, _ in progress))
-    assert stages == ["anatomy", "deface", "normalise", "generate", "compose", "check"]
+    assert stages == ["locate", "deface", "normalise", "sample shape", "generate", "compose", "check"]
     fractions = [fraction for _, fraction in progress]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
@@ -239,8 +240,9 @@ def test_another_draws_another_face_on_the_same_head(worker, original, refaced):
     first, _ = refaced
     done, progress = worker.ask("another", seed=8)
     done = with_arrays(worker, done)
-    assert set(done["report"]["seconds"]) == {"generate", "compose", "check"}  # the anatomy is not done again
-    assert progress[0] == ("generate", 0.0)
+    # the anatomy is not done again
+    assert set(done["report"]["seconds"]) == {"sample shape", "generate", "compose", "check"}
+    assert progress[0] == ("sample shape", 0.0)
     assert progress[-1][1] == 1.0
     assert np.array_equal(done["face_region"], first["face_region"])
     assert unchanged_outside(original, done)
@@ -412,7 +414,7 @@ def test_it_ends_at_once_when_stdin_closes_and_leaves_nothing(worker, original):
     """The last test of this process: it is in the middle of a run."""
     volume = worker.write(original.stored + 1)  # a head that it does not have yet
     worker.say("reface", volume=volume, affine=original.affine.tolist())
-    assert worker.hear()["stage"] == "anatomy"
+    assert worker.hear()["stage"] == "locate"
     worker.process.stdin.close()
     rest = worker.process.stdout.read()
     assert worker.process.wait(10) == 0
@@ -504,8 +506,8 @@ def test_the_region_that_was_found_gives_what_was_prepared(refacer, result):
     assert same.expected_ml == result.prepared.expected_ml
     assert same.anatomy.warnings == result.prepared.anatomy.warnings
     for name in ("scan", "region"):
-        assert torch.equal(getattr(same.working, name), getattr(result.prepared.working, name))
-    assert torch.equal(same.working.meeting.shift, result.prepared.working.meeting.shift)
+        assert torch.equal(getattr(same.network_input, name), getattr(result.prepared.network_input, name))
+    assert torch.equal(same.network_input.meeting.shift, result.prepared.network_input.meeting.shift)
 
 
 def test_an_edited_region_must_be_usable(refacer, result):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from RefaceCGANLib import Refacer, Result, Volume
 from RefaceCGANLib.face_model.template import Template
+from RefaceCGANLib.generation.inference import Inference
 from RefaceCGANLib.generation.painting import CHANGED, DARKEST, GAIN_MOST, bounded, drawn_tissue
-from RefaceCGANLib.generation.tissue_bank import DONORS, TissueBank
+from RefaceCGANLib.generation.tissue_bank import DONORS, SKIN, SKIN_OFF_MM, TissueBank
 from RefaceCGANLib.models.model import Model
+from RefaceCGANLib.pipeline import generate, sample_shape
 from RefaceCGANLib.training import training_config as config
+from scipy import ndimage
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,7 @@ def bank(model_dir: Path) -> TissueBank:
 
 
 def test_a_mosaic_is_of_several_donors_and_of_no_more(bank: TissueBank) -> None:
-    mosaic = bank.mosaic(np.random.default_rng(0))
+    mosaic = bank.mosaic(np.random.default_rng(0), 2.0)
     assert mosaic.shape == bank.donors.shape[1:]
     tissue = mosaic > 0.6
     same = [np.abs(mosaic - donor * (2 / 255))[tissue] < 0.02 for donor in bank.donors]
@@ -34,13 +38,13 @@ def test_a_mosaic_is_of_several_donors_and_of_no_more(bank: TissueBank) -> None:
 
 
 def test_a_seed_gives_its_mosaic_again(bank: TissueBank) -> None:
-    one, again, other = (bank.mosaic(np.random.default_rng(seed)) for seed in (5, 5, 6))
+    one, again, other = (bank.mosaic(np.random.default_rng(seed), 2.0) for seed in (5, 5, 6))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
 
 
 def test_a_mosaic_is_read_between_its_voxels_as_sharp_as_it_is(bank: TissueBank) -> None:
-    mosaic = bank.mosaic(np.random.default_rng(1))
+    mosaic = bank.mosaic(np.random.default_rng(1), 2.0)
     index = np.argwhere(mosaic > 0.8)[::500].astype(float)
     spline = bank.spline(mosaic)
     at = index @ bank.affine[:3, :3].T + bank.affine[:3, 3]
@@ -49,9 +53,31 @@ def test_a_mosaic_is_read_between_its_voxels_as_sharp_as_it_is(bank: TissueBank)
     assert bank.read_at(spline, beyond)[0] == 0
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_surface_of_a_mosaic_has_no_pits_and_nothing_hangs_loose(bank: TissueBank, seed: int) -> None:
+    """Donors have both at the chin and under the eyes."""
+    mosaic = bank.mosaic(np.random.default_rng(seed), 2.0)
+    labels, _ = ndimage.label(mosaic > SKIN)
+    sizes = np.sort(np.bincount(labels.ravel())[1:])
+    assert sizes[-2:].sum() > 0.999 * sizes.sum()  # the face, and what of the brain the bank holds
+    average = bank.donors.mean(axis=0) * (2 / 255) > SKIN
+    off = ndimage.distance_transform_edt(~average, bank.spacing)
+    assert off[mosaic > SKIN].max() < SKIN_OFF_MM + 2 * bank.spacing
+
+
+def test_a_finer_scan_gets_a_smoother_surface(bank: TissueBank) -> None:
+    """It would show the steps of the donors' voxels."""
+
+    def roughness(voxel_mm: float) -> float:
+        mosaic = bank.mosaic(np.random.default_rng(0), voxel_mm)
+        return float(np.abs(ndimage.laplace((mosaic > SKIN).astype(np.float32))).sum())
+
+    assert roughness(1.0) < roughness(2.0)
+
+
 def test_the_tissue_gets_the_brightness_of_the_kept_tissue(bank: TissueBank, template: Template) -> None:
     field = template.field(np.zeros(template.modes_count))
-    tissue = drawn_tissue(bank, template, field, np.random.default_rng(0))
+    tissue = drawn_tissue(bank, template, field, np.random.default_rng(0), 2.0)
     region = torch.from_numpy(template.face_region)
     index = np.argwhere(np.ones(template.mean.shape, bool)).astype(np.float32)
     whole = torch.from_numpy(tissue.at(index).reshape(template.mean.shape))
@@ -68,12 +94,17 @@ def test_the_generator_neither_tears_skin_nor_hangs_tissue_in_the_air() -> None:
     assert painted == pytest.approx([0.0, DARKEST, 0.6 * CHANGED, 0.7])
 
 
-def test_the_generator_paints(refacer: Refacer, result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+class WithoutGenerator(Inference):
+    def __call__(self, channels: dict[str, Any], seed: int, dropout: float, wanted: Any) -> Any:
+        return channels["prior"]
+
+
+def test_the_generator_paints(refacer: Refacer, result: Result) -> None:
     """Without it the tissue is another one all over the face."""
-    prepared = result.prepared
-    face = refacer.draw(prepared, 7, 0.25)
-    monkeypatch.setattr(refacer, "_generated", lambda channels, *_: channels["prior"])
-    bare = refacer.draw(prepared, 7, 0.25)
+    seen, defaced = result.prepared.network_input, result.prepared.defaced
+    shape = sample_shape(seen, refacer.model, 7)
+    face = generate(seen, shape, defaced, refacer.inference, 7, 0.25)
+    bare = generate(seen, shape, defaced, WithoutGenerator(refacer.model, refacer.device), 7, 0.25)
     tissue = bare > -0.4
     assert (np.abs(face - bare)[tissue] > 0.02).mean() > 0.4
 

@@ -434,7 +434,7 @@ def test_the_real_worker_is_cancelled_and_goes_on_warm_and_is_restarted_when_kil
 
     try:
         heard = []
-        for until in ("load", "anatomy", "generate"):  # while torch is imported, and in the midst of two stages
+        for until in ("load", "locate", "generate"):  # while torch is imported, and in the midst of two stages
             reface(until, on_done=heard.append, on_error=heard.append)
             process, began = made._child.process.pid, time.monotonic()
             made.cancel()

@@ -77,7 +77,7 @@ class FakeEngine:
                 on_error(EngineError("There is no head in this scan; choose another one.", "check"))
                 continue
             if on_progress:
-                on_progress("anatomy", 0.5)
+                on_progress("locate", 0.5)
             on_done(self._answer(command, arguments))
 
     def _taken(self) -> list[Any]:

@@ -153,7 +153,7 @@ def test_a_scan_is_prepared_ahead_and_the_panel_says_whether_it_has_a_face(
     node = world.choose(add_head())
     (prepared, on_progress, on_done), *others = world.session.prepared
     assert prepared is node and not others
-    on_progress("anatomy", 0.5)  # nobody waits for it
+    on_progress("locate", 0.5)  # nobody waits for it
     assert not world.ui.progressFrame.visible
     world.session.defaced = defaced
     on_done({})
@@ -163,7 +163,7 @@ def test_a_scan_is_prepared_ahead_and_the_panel_says_whether_it_has_a_face(
 def test_what_is_prepared_already_counts_in_a_run(world: World) -> None:
     world.choose(add_head())
     world.ui.refaceButton.click()
-    world.session.prepared[0][1]("anatomy", 0.5)
+    world.session.prepared[0][1]("locate", 0.5)
     assert world.ui.progressBar.value == 35 and world.panel.run.stage == "anatomy"
 
 
@@ -215,7 +215,7 @@ def test_reface_becomes_cancel_and_tells_how_far_it_is(world: World) -> None:
     world.ui.refaceButton.click()
     assert world.ui.refaceButton.text == "&Cancel" and world.ui.progressFrame.visible
     world.panel.run.began -= 2.0
-    world.session.callbacks["on_progress"]("anatomy", 0.5)
+    world.session.callbacks["on_progress"]("locate", 0.5)
     assert world.ui.progressBar.value == 50
     assert world.ui.progressLabel.text == "Finding the brain and the face  ·  about 2 s left"
     assert reason(world.ui.inputSelector) == reason(world.ui.modelCombo) == reason(world.ui.anotherButton)
@@ -255,7 +255,7 @@ def test_cancel_leaves_the_scene_as_it_was(world: World) -> None:
         and world.ui.refaceButton.text == "&Reface"
     )
     late["on_error"]("too late")
-    late["on_progress"]("anatomy", 0.5)
+    late["on_progress"]("locate", 0.5)
     assert (
         world.ui.verdictHeadline.text == "Cancelled; nothing was changed." and not world.ui.progressFrame.visible
     )

@@ -252,7 +252,7 @@ def test_an_error_that_nobody_thought_of_ends_the_run(
     world.ui.refaceButton.click()
     if where == "progress":
         monkeypatch.setattr(world.panel.run, "tell", broken)
-        world.session.callbacks["on_progress"]("anatomy", 0.5)
+        world.session.callbacks["on_progress"]("locate", 0.5)
         monkeypatch.undo()
     else:
         target = {"views": (world.views, "show_faces"), "skins": (world.session, "skin"),
