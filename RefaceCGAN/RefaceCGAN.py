@@ -43,6 +43,11 @@ SAMPLES = {
         "AverageHead",
         "ea363c1e367016778f7120db3f8ccb234e10f087f239697ff91d63a0ae593224",
     ),
+    "RefaceCGANSharpHead": (
+        "sharp_head.nii.gz",
+        "SharpHead",
+        "cdf5123cf3b988ad11aa2ca0954c1e6c2eed2399565a96ebe730fef65599cd0f",
+    ),
 }
 """By the name of a sample: its file, the name of its node, and the file's SHA-256."""
 

@@ -19,7 +19,7 @@ from RefaceCGANLib.app import command_line as cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE = REPOSITORY / "RefaceCGAN"
-SAMPLE = {f"Resources/SampleData/{name}" for name in ("average_head.nii.gz", "README.md")}
+SAMPLE = {f"Resources/SampleData/{name}" for name in ("average_head.nii.gz", "sharp_head.nii.gz", "README.md")}
 OURS = {"RefaceCGANLib", "RefaceCGANSlicer"}
 IN_SLICER = {"slicer", "qt", "ctk", "vtk", "numpy", "scipy", "SimpleITK"}
 NETWORKS = re.compile(r"RefaceCGANLib\.(generation\.networks|training\.)")

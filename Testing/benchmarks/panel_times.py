@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Python"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "Python" / "slicer_module"))
 import panel_picture
 import qt_stand_ins
 import slicer

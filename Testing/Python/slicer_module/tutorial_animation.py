@@ -22,7 +22,7 @@ import slicer_offscreen
 from PIL import Image
 from test_module import Widget
 
-SEEDS = 5, 4
+SEEDS = 33, 9
 SHORT, LONG = 900, 2200
 """Milliseconds that a picture stands."""
 LARGEST = 2_000_000
