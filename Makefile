@@ -17,7 +17,7 @@ test: $(READY) lint
 	$(PYTEST)
 
 test-fast: $(READY)
-	$(PYTEST) -m "not slow and not heads and not whole"
+	$(PYTEST) -m "not slow and not heads and not whole" $(addprefix --ignore=Testing/Python/,evaluation training)
 
 test-slow: $(READY)
 	$(PYTEST) -m slow

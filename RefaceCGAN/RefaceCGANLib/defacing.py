@@ -20,7 +20,7 @@ from .anatomy import location as locating
 from .anatomy.location import SPACING, Anatomy
 from .errors import CheckError, InputError
 from .rendering.skin_surface import skin_threshold
-from .spatial.grid import AslView, axes_matrix, dilate, mapped, resample_axes, sample
+from .spatial.grid import AslView, axes_matrix, dilate, largest_part, mapped, resample_axes, sample
 from .volume.volume import Volume
 
 if TYPE_CHECKING:
@@ -146,10 +146,14 @@ def given_region(volume: Volume, mask: Volume) -> np.ndarray:
 def _guess(
     small: np.ndarray, tissue: np.ndarray, view: AslView, network: AnatomyNetwork, template: Template
 ) -> np.ndarray:
-    """The map (4, 4) ASL index -> template mm that the anatomy network sees in a defaced scan at 2 mm. tissue:
-    bool, same shape."""
-    _, coordinates = locating._apply(network, small)
-    matrix, _ = locating._fit(coordinates, tissue, template)
+    """The map (4, 4) ASL index -> template mm that brain and skull of a defaced scan at 2 mm tell. tissue: bool,
+    same shape."""
+    probability, coordinates = locating.apply_network(network, small)
+    matrix, _ = locating.fit(coordinates, tissue, template)
+    brain_map = np.where(locating.main_part(probability > 0.5), probability, 0.0)
+    noisy_air = float(tissue.mean()) > locating.FULL
+    outline = None if noisy_air else largest_part(tissue)
+    matrix = locating.refine(matrix, brain_map, outline, template, with_face=False)
     return np.asarray(matrix @ np.linalg.inv(axes_matrix(view.spacing, SPACING)))
 
 
@@ -171,7 +175,7 @@ def _align(region: np.ndarray, view: AslView, guess: np.ndarray, template: Templ
     points = mapped(np.argwhere(np.ones(fixed.shape, bool)), to_mm)
     middle = np.abs(points[:, 0]) < locating.EAR_MM  # ears are in the region of some
     scaled = np.c_[points / 100, np.ones(len(points))][middle]  # parameters of like size
-    mapping = locating._similarity(np.linalg.inv(guess @ axes_matrix(view.spacing, ALIGN_MM)))
+    mapping = locating.nearest_similarity(np.linalg.inv(guess @ axes_matrix(view.spacing, ALIGN_MM)))
     seen = torch.ones_like(moving)
     for times, affine in ALIGN_SMOOTHINGS:
         image, target = smoothed(moving, times), smoothed(fixed, times).numpy().ravel()[middle]
@@ -182,7 +186,7 @@ def _align(region: np.ndarray, view: AslView, guess: np.ndarray, template: Templ
             jacobian = (at[1:4, use].T[:, :, None] * scaled[use][:, None, :]).reshape(-1, 12)
             normal = jacobian.T @ jacobian
             normal += (1e-3 * np.trace(normal) / 12 + 1e-9) * np.eye(12)
-            free = np.eye(12) if affine else locating._similar_steps(mapping)
+            free = np.eye(12) if affine else locating.similar_steps(mapping)
             right = jacobian.T @ (target[use] - at[0, use])
             change = (free @ np.linalg.solve(free.T @ normal @ free, free.T @ right)).reshape(3, 4)
             mapping[:3] += change / np.array([100.0, 100.0, 100.0, 1.0])

@@ -23,9 +23,7 @@ def first(refacer: Refacer, heads: Path) -> Result:
 
 
 @pytest.mark.heads
-@pytest.mark.parametrize(
-    "filling", sampled(["another person", "noise", "zeros", "maximum"], "another person", "maximum")
-)
+@pytest.mark.parametrize("filling", sampled(["another person", "noise", "zeros", "maximum"], "another person"))
 def test_what_a_given_face_region_holds_changes_no_byte(
     refacer: Refacer, first: Result, heads: Path, filling: str, located_anew: None
 ) -> None:

@@ -162,19 +162,19 @@ def locate(
     from scipy import ndimage
 
     small = resample_axes(values, view.spacing, SPACING)
-    probability, coordinates = _apply(network, small)
-    brain = _main_part(probability > 0.5)
+    probability, coordinates = apply_network(network, small)
+    brain = main_part(probability > 0.5)
     _check_brain(brain)
-    second_small = _main_part(_second_opinion(second, small))
+    second_small = main_part(_second_opinion(second, small))
     agreement = _dice(brain, second_small)
 
     level, everything = tissue_threshold(small)
     noisy_air = float(everything.mean()) > FULL
     head = largest_part(everything)
-    guess, misfit = _fit(coordinates, head, template)
+    guess, misfit = fit(coordinates, head, template)
     brain_map = np.where(brain, probability, 0.0)
     outline = None if noisy_air else head
-    similarity = _refine(guess, brain_map, outline, template, with_face=False)
+    similarity = refine(guess, brain_map, outline, template, with_face=False)
     _check_size(similarity)
     if not noisy_air:
         _check_skull(head, brain, small / level)
@@ -188,7 +188,7 @@ def locate(
     already = defaced == "yes" or (defaced == "auto" and _emptied_share(empty, similarity, template) > EMPTIED)
     small_to_template = similarity
     if not already and not noisy_air:
-        affine = _refine(similarity, brain_map, outline, template, with_face=True)
+        affine = refine(similarity, brain_map, outline, template, with_face=True)
         moved = face_moved(similarity, affine, (SPACING,) * 3, template)
         if stretch(similarity, affine) < STRETCH and moved < FACE_MOVED_MM:
             small_to_template = affine
@@ -197,14 +197,14 @@ def locate(
 
     grid_to_small = np.linalg.inv(small_to_template) @ template.affine
     shape = template.mean.shape
-    stacked = np.stack([head, np.ones_like(small), np.maximum(brain_map, second_small)])
-    scan, valid, near_brain = sample(torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape)
+    stacked = np.stack([head, np.ones_like(small), brain_map, second_small])
+    scan, valid, first, second_brain = sample(torch.from_numpy(stacked.astype(np.float32)), grid_to_small, shape)
     seen, tissue = valid > 0.99, scan > 0.5
     average_head = torch.from_numpy(template.head)
     if noisy_air:
         tissue = average_head
     in_view = _face_in_view(seen, template)
-    here, average_brain = near_brain > 0.5, torch.from_numpy(template.brain.astype(np.float32)) > 0.5
+    here, average_brain = first > 0.5, torch.from_numpy(template.brain.astype(np.float32)) > 0.5
     overlap = 2 * float((here & average_brain & seen).sum()) / float(here.sum() + (average_brain & seen).sum())
     if overlap < OVERLAP:
         raise CheckError("The scan does not look like a head; give an MR scan of a whole head.")
@@ -214,18 +214,20 @@ def locate(
     sure = ndimage.binary_erosion(second_small, border_value=1)  # its grid is coarse
     second_native = resample_axes(sure, (SPACING,) * 3, view.spacing, native) > 0.5
     template_index = np.linalg.inv(template.affine) @ to_template
-    wanted = [_wanted(tissue, seen, here | average_brain, template)]
+    wanted = [_wanted(tissue, seen, here | average_brain | (second_brain > 0.5), template)]
+    # where the second network finds brain in what would be face by the first one alone
+    front = torch.from_numpy(template.face_region & template.window)
+    wanted.append((front & ~dilate(here | average_brain, BRAIN_MARGIN)).float())
     if already:
         was_emptied = sample(torch.from_numpy(empty.astype(np.float32))[None], grid_to_small, shape)[0] > 0.5
-        front = torch.from_numpy(template.face_region & template.window)
         wanted.append((dilate(front, 10) & _before_hole(was_emptied, tissue, template)).float())
-    region, *holes = _carry(torch.stack(wanted), template_index, native)
+    region, claimed, *holes = _carry(torch.stack(wanted), template_index, native)
     for hole in holes:
         region |= _closed(hole & constant, view)
     region |= _wrapped(everything, head, small_to_template, template, view, native)
     region &= ~brain_native
     voxel_ml = float(np.prod(view.spacing)) / 1000
-    disputed_ml = float(np.count_nonzero(region & second_native)) * voxel_ml
+    disputed_ml = float(np.count_nonzero((region | claimed) & second_native & ~brain_native)) * voxel_ml
     region &= ~second_native
     warnings = []
     if in_view < 0.9:
@@ -257,7 +259,7 @@ def _wanted(tissue: Tensor, seen: Tensor, brain: Tensor, template: Template) -> 
     wanted = torch.from_numpy(template.face_region) & (shallow | ~dilate(brain, DEEP_MARGIN))
     window = torch.from_numpy(template.window)
     wanted |= window & dilate(air, SKIN_DEPTH)
-    beside = _beside(template)
+    beside = beside_head(template)
     # a lesion or the receive bias may hide a part of the brain on one side
     brain = brain | _mirrored(brain, template)
     wanted &= torch.from_numpy(~beside) | dilate(_ears(tissue | brain, beside, template), EAR_AROUND)
@@ -480,7 +482,7 @@ def _wrapped(
     return resample_axes((around | result).astype(np.float32), (SPACING,) * 3, view.spacing, shape) > 0.5
 
 
-def _beside(template: Template) -> np.ndarray:
+def beside_head(template: Template) -> np.ndarray:
     """Where ears may be, bool (A, S, L) on the template grid."""
     x, y, z = _coordinates(template)
     (back, front), (low, high) = EAR_Y_MM, EAR_Z_MM
@@ -562,7 +564,7 @@ def _emptied_share(empty: np.ndarray, small_to_template: np.ndarray, template: T
     return float((core & (emptied > 0.5)).sum()) / max(1, int(core.sum()))
 
 
-def _apply(network: AnatomyNetwork, small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def apply_network(network: AnatomyNetwork, small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Brain probability (A, S, L) and template coordinates (3, A/2, S/2, L/2) in mm of a 2 mm scan."""
     import torch
 
@@ -604,7 +606,7 @@ def contrast_input(image: Tensor) -> Tensor:
     return torch.clamp((x - mean) / (spread + LEAST_SPREAD), -3, 3)[None, None]
 
 
-def _fit(coordinates: np.ndarray, head: np.ndarray, template: Template) -> tuple[np.ndarray, float]:
+def fit(coordinates: np.ndarray, head: np.ndarray, template: Template) -> tuple[np.ndarray, float]:
     """The affine map (4, 4) index of the 2 mm scan -> template mm that fits the network's coordinates best, and
     the mean distance left. head: its tissue, bool (A, S, L). Voxels that the map misses by much count less
     (Tukey's biweight)."""
@@ -647,11 +649,11 @@ def _agreed(probability: np.ndarray, small_to_template: np.ndarray, template: Te
     seen = ndimage.gaussian_filter(probability, SMOOTHING).clip(1e-3, 1 - 1e-3)
     odds = seen / (1 - seen) * prior / (1 - prior)
     both = odds / (1 + odds)
-    near = ndimage.binary_dilation(_main_part(both > 0.5))
+    near = ndimage.binary_dilation(main_part(both > 0.5))
     return np.where(near, both, 0.0).astype(np.float32)
 
 
-def _refine(
+def refine(
     guess: np.ndarray, brain: np.ndarray, head: np.ndarray | None, template: Template, with_face: bool
 ) -> np.ndarray:
     """Improve the map (4, 4) index of the 2 mm scan -> template mm: brain and skull onto the average ones.
@@ -686,7 +688,7 @@ def _refine(
         skull |= (points[:, 2] > -125) & (points[:, 1] > 0)
     mapping = np.linalg.inv(guess @ halved)  # template mm -> 4 mm index
     if not with_face:  # brain and skull alone would stretch a face they do not hold
-        mapping = _similarity(mapping)
+        mapping = nearest_similarity(mapping)
     scaled = points / np.array([100.0, 100.0, 100.0, 1.0])  # parameters of like size
     for times, rounds in ((4, 8), (1, 8)):
         maps, target = blur(moving[:2], times), blur(fixed, times)[:, ::2, ::2, ::2].reshape(2, -1).numpy()
@@ -704,7 +706,7 @@ def _refine(
                 right += jacobian.T @ (target[image, use] - at[image, use])
             damping = 1e-3 * np.trace(normal) / 12
             normal += damping * np.eye(12)
-            free = np.eye(12) if with_face else _similar_steps(mapping)
+            free = np.eye(12) if with_face else similar_steps(mapping)
             step = (free @ np.linalg.solve(free.T @ normal @ free, free.T @ right)).reshape(3, 4)
             mapping[:3] += step / np.array([100.0, 100.0, 100.0, 1.0])
             if np.abs(step).max() < 0.01:
@@ -712,7 +714,7 @@ def _refine(
     return np.asarray(np.linalg.inv(halved @ mapping))
 
 
-def _similarity(mapping: np.ndarray) -> np.ndarray:
+def nearest_similarity(mapping: np.ndarray) -> np.ndarray:
     """The rotation, shift and single scale (4, 4) nearest to an affine map; the template's origin stays put."""
     left, scales, right = np.linalg.svd(mapping[:3, :3])
     result = mapping.copy()
@@ -720,8 +722,8 @@ def _similarity(mapping: np.ndarray) -> np.ndarray:
     return result
 
 
-def _similar_steps(mapping: np.ndarray) -> np.ndarray:
-    """How the entries of a map (as `_refine` scales them) change with a small rotation about each axis, a
+def similar_steps(mapping: np.ndarray) -> np.ndarray:
+    """How the entries of a map (as `refine` scales them) change with a small rotation about each axis, a
     small change of scale, and a shift along each axis: (12, 7)."""
     steps = np.zeros((7, 3, 4))
     for axis in range(3):
@@ -748,7 +750,7 @@ def _carry(grid_masks: Tensor, template_index: np.ndarray, shape: tuple[int, ...
     return result
 
 
-def _main_part(mask: np.ndarray) -> np.ndarray:
+def main_part(mask: np.ndarray) -> np.ndarray:
     """The largest connected part of a bool mask, its holes filled."""
     from scipy import ndimage
 

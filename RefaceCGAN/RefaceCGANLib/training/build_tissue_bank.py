@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..anatomy.location import SPACING, _beside, air_level, locate
+from ..anatomy.location import SPACING, air_level, beside_head, locate
 from ..errors import CheckError, InputError
 from ..face_model.template import CLEFT, SKIN_LEVEL, Meeting, Template, moved, reader, warp
 from ..generation.tissue_bank import TissueBank
@@ -213,7 +213,7 @@ def build_bank(donors: list[Donor], template: Template) -> TissueBank:
     images = np.where(seen > 0.5, images, average)
     images = _with_skin(images, points, template)
     # ears lie differently in everybody, and shape coefficients do not tell how: all get the average's
-    beside = ndimage.gaussian_filter(_beside(template).astype(np.float32), EAR_BLEND)
+    beside = ndimage.gaussian_filter(beside_head(template).astype(np.float32), EAR_BLEND)
     share = ndimage.map_coordinates(beside, points.T, order=1).reshape(shape)
     mean = ndimage.map_coordinates(template.mean.astype(np.float32) + 1, points.T, order=3).reshape(shape)
     images += share * (np.where(mean > 0.1, mean, 0) - images)

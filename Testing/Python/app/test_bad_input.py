@@ -439,7 +439,7 @@ def test_ctrl_c_from_within_python(
     [
         ("read", 0.0, signal.SIGINT),
         ("load", 0.4, signal.SIGINT),  # in the middle of `import torch`
-        ("anatomy", 0.1, signal.SIGTERM),
+        ("locate", 0.1, signal.SIGTERM),
         ("generate", 0.1, signal.SIGINT),
         # the head has been written to its hidden folder
         pytest.param("render", 0.3, signal.SIGINT, marks=pytest.mark.slow),

@@ -147,9 +147,9 @@ def test_a_head_that_was_prepared_is_refaced_without_delay(worker, original):
     assert stages == ["sample shape", "generate", "compose", "check"]
     assert unchanged_outside(original, with_arrays(worker, done))
     assert ask("prepare")[1] == []
-    assert worker.begins("prepare", original, defaced="no") == "anatomy"  # another question
+    assert worker.begins("prepare", original, defaced="no") == "locate"  # another question
     worker.ask("drop")
-    assert worker.begins("prepare", original) == "anatomy"
+    assert worker.begins("prepare", original) == "locate"
     worker.ask("drop")
 
 

@@ -25,8 +25,8 @@ from RefaceCGANLib.dataset import bids_app, plan
 from RefaceCGANLib.dataset.session_work import Job
 from RefaceCGANLib.dataset.verdicts import read_verdicts, write_verdicts
 from RefaceCGANLib.evaluation import process_pool
-from RefaceCGANLib.refacer import seed_of
 from RefaceCGANLib.rendering.skin_surface import skin_surface, skin_threshold
+from RefaceCGANLib.seeds import seed_of
 from RefaceCGANLib.spatial.grid import mapped
 from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree

@@ -308,6 +308,7 @@ def test_the_same_settings_are_the_same_tool_whatever_its_name(model_dir: Path) 
 
 
 @pytest.mark.heads
+@pytest.mark.slow
 def test_niimath_runs_for_real(heads: Path, tmp_path: Path) -> None:
     if not (shutil.which("niimath") or shutil.which("niimath", path=os.path.dirname(PYTHON))):
         pytest.skip("niimath is not installed")

@@ -77,9 +77,10 @@ shutil.rmtree(folder, ignore_errors=True)
 def stand_in(tmp_path, monkeypatch):
     """The engine with a stand-in for the worker that starts at once; its private folders lie in tmp_path."""
     package = tmp_path / "package" / "RefaceCGANLib"
-    package.mkdir(parents=True)
+    (package / "app").mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "worker.py").write_text(STAND_IN)
+    (package / "app" / "__init__.py").touch()
+    (package / "app" / "worker.py").write_text(STAND_IN)
     monkeypatch.setattr(engine, "PACKAGE", package.parent)
     made = Engine(sys.executable, tmp_path)
     yield made
@@ -280,7 +281,7 @@ def test_a_python_that_cannot_be_run_is_told_by_on_error(tmp_path):
 
 
 def test_a_python_without_the_packages_says_what_is_missing(stand_in):
-    (engine.PACKAGE / "RefaceCGANLib" / "worker.py").write_text("import nothing_of_that_name")
+    (engine.PACKAGE / "RefaceCGANLib" / "app" / "worker.py").write_text("import nothing_of_that_name")
     with pytest.raises(EngineError, match=r"cannot start .*No module named 'nothing_of_that_name'"):
         stand_in.wait(stand_in.request("echo"), 20)
 

@@ -164,7 +164,7 @@ def test_what_is_prepared_already_counts_in_a_run(world: World) -> None:
     world.choose(add_head())
     world.ui.refaceButton.click()
     world.session.prepared[0][1]("locate", 0.5)
-    assert world.ui.progressBar.value == 35 and world.panel.run.stage == "anatomy"
+    assert world.ui.progressBar.value == 35 and world.panel.run.stage == "locate"
 
 
 def test_a_scan_that_cannot_be_refaced_says_why(world: World) -> None:

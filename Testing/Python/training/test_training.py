@@ -437,6 +437,7 @@ class TestNative:
             "examples_per_head = 8": "examples_per_head = 1",
             'device = "auto"': 'device = "cpu"',
             'heads = ["heads"]': 'heads = ["."]',
+            'validation = ["validation"]': 'validation = ["."]',
             "tensorboard = true": "tensorboard = false",
         }.items():
             assert old in text

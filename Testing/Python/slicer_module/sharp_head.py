@@ -1,4 +1,4 @@
-"""Makes the sharp sample head: python Testing/Python/sharp_head.py SOURCE OUT.nii.gz SEED
+"""Makes the sharp sample head: python Testing/Python/slicer_module/sharp_head.py SOURCE OUT.nii.gz SEED
 
 SOURCE is a T1-weighted scan of a real head whose licence lets it be passed on (see
 Resources/SampleData/README.md). It gets a new face with the checks of `refacecgan reface`, then what lies
