@@ -1,10 +1,6 @@
-<<<<<<< HEAD
-"""Draws the tutorial as an animated picture for the README: python tutorial_animation.py OUT.webp
-=======
 """Draws the tutorial as an animated picture for the README:
 
     python Testing/Python/slicer_module/tutorial_animation.py OUT.webp
->>>>>>> main
 
 The panel and its views, as `panel_picture` has them, on the way that the README's tutorial tells: the sample head,
 Reface, both faces, another face, places of the face in the slices, a judgement, the saved files. Needs Pillow.
