@@ -162,7 +162,8 @@ class Refacer:
             if self.model.native and face_region is None:
                 anatomy = replace(anatomy, face_region=paper.face_mask(anatomy))
         with timer("deface"):
-            emptied = pipeline.deface(volume, anatomy, self.model, aligned=known)
+            # on the native grid the map to the template serves the checks alone, and may know the face
+            emptied = pipeline.deface(volume, anatomy, self.model, aligned=known or self.model.native)
         return self._prepared(volume, anatomy, emptied, timer)
 
     def _located(self, volume: Volume, view: AslView, defaced: str, face_region: np.ndarray | None) -> Anatomy:

@@ -185,6 +185,17 @@ class TestWhole:
         again = refacer.reface(original.with_stored(hidden), seed=3, force=True, face_region=result.face_region)
         assert np.array_equal(again.volume.stored, after)
 
+    def test_it_may_work_at_a_voxel_size_of_its_own(self, exported: Path, heads: Path) -> None:
+        model = Model.load(exported)
+        coarse = Model(model.card | {"working_grid": model.card["working_grid"] | {"spacing_mm": 4.0}}, model.path)
+        result = Refacer.from_pretrained(coarse, "cpu").reface(
+            Volume.read(heads / "val" / "ixi094.nii.gz"), seed=3, force=True
+        )
+        assert result.prepared.network_input.scan.shape == (60, 60, 45)
+        after, region = result.volume.stored, result.face_region
+        assert np.array_equal(after[~region], result.original.stored[~region])
+        assert len(np.unique(after[region])) > 20  # something is painted
+
     def test_the_evaluation_takes_it(
         self, exported: Path, folder: Path, refacecgan: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -196,8 +207,21 @@ class TestWhole:
         call = refacecgan("evaluate", folder / "study.toml", "--progress", "none")
         assert call.status == 0, call.err
         with (folder / "study" / "table.csv").open(encoding="utf-8") as file:
-            rows = {row["measure"]: row for row in csv.DictReader(file) if row["tool"] == "tiny"}
-        assert rows
+            values = {row["measure"]: row["value"] for row in csv.DictReader(file) if row["tool"] == "tiny"}
+        assert float(values["brain_voxels_changed"]) == 0 and "fine_texture" in values
+
+
+@pytest.mark.heads
+def test_the_shipped_model_gives_a_head_a_face(heads: Path, refacecgan: Callable, tmp_path: Path) -> None:
+    assert Model.load("paper").size < 4e6
+    head, report = heads / "val" / "ixi353.nii.gz", tmp_path / "report.json"
+    call = refacecgan("reface", head, tmp_path / "new.nii.gz", "--model", "paper", "--seed", 1, "--report", report)
+    assert call.status == 0, call.err
+    content = json.loads(report.read_text())
+    assert content["model"] == "paper" and content["brain_voxels_changed"] == 0
+    brain = Volume.read(head.with_name("ixi353_seg.nii.gz")).stored > 0
+    before, after = Volume.read(head).stored, Volume.read(tmp_path / "new.nii.gz").stored
+    assert np.array_equal(before[brain], after[brain]) and not np.array_equal(before, after)
 
 
 @pytest.mark.parametrize(
