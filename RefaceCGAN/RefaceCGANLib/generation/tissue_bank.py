@@ -24,8 +24,8 @@ PART_MM, SHARPNESS = 12.0, 6.0
 """Gaussian sigma of the random fields that decide which donor gives a voxel, and how sharply they do: a part of
 one donor is some 3 cm wide, and gives way to the next within some 5 mm."""
 SHARPENED = 1.5
-"""What a Gaussian of one voxel takes away is added this many times: donors are interpolated twice, which blurs. With
-1.5 the fine texture of faces on val/ is 0.94 of the originals', without 0.73."""
+"""What a Gaussian of one voxel takes away is added this many times: donors are interpolated twice, which blurs.
+With 1.5 the fine texture of faces on val/ is 0.94 of the originals', without 0.73."""
 SKIN = 0.4
 """Intensity below which a voxel is outside the skin: `template.SKIN_LEVEL` + 1."""
 SKIN_SIGMA_MM, DONOR_MM = 0.5, 2.0
