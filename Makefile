@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/refacecgan demo demo-output
 
 test: $(READY) lint
-	$(PYTEST)
+	$(PYTEST) $(COVERAGE)
 
 test-fast: $(READY)
 	$(PYTEST) -m "not slow and not heads and not whole" $(addprefix --ignore=Testing/Python/,evaluation training)
@@ -22,8 +22,8 @@ test-fast: $(READY)
 test-slow: $(READY)
 	$(PYTEST) -m slow
 
-coverage: $(READY) lint
-	$(PYTEST) --cov --cov-report=term:skip-covered
+coverage:
+	$(MAKE) test COVERAGE="--cov --cov-report=term:skip-covered"
 
 lint: $(READY)
 	$(BIN)/ruff check RefaceCGAN Testing
