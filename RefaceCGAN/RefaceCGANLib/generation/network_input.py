@@ -15,7 +15,8 @@ from ..anatomy.location import SPACING
 from ..composition import Background
 from ..face_model.template import CLEFT, Meeting, Template, Values, trilinear
 from ..intensity import RING_MM, IntensityScale
-from ..spatial.grid import axes_matrix, dilate, mapped, resample_axes, sample, solid
+from ..spatial.grid import axes_matrix, bounding_box, dilate, mapped, resample_axes, sample, solid
+from .tissue_bank import fine_texture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from ..defacing import Defaced
     from ..models.model import Model
 
+NEAR_MM = 10.0
+"""Kept tissue within this distance of the box around the face region tells how sharp the face has to be."""
 EMPTIED = 0.25
 """A voxel of a resampled scan lies in the face region from this share on."""
 
@@ -34,7 +37,8 @@ class NetworkInput:
     scan, region: (A, S, L) on the network grid: the defaced scan, -1..1, and the face region (bool).
     to_native: (4, 4) network-grid index -> native ASL index.  scale: from -1..1 back to the scan's intensities.
     meeting: what a face of a drawn shape has to meet; None for a model without shapes.
-    background: noise and air of the scan, for composition; None for the paper's model, which knows no noise."""
+    background: noise and air of the scan, for composition; None for the paper's model, which knows no noise.
+    texture: the fine texture of the kept tissue near the face (`tissue_bank.fine_texture`)."""
 
     scan: Tensor
     region: Tensor
@@ -42,6 +46,7 @@ class NetworkInput:
     scale: IntensityScale
     meeting: Meeting | None
     background: Background | None
+    texture: float = 0.0
 
     @classmethod
     def of(cls, defaced: Defaced, model: Model) -> NetworkInput:
@@ -89,7 +94,18 @@ def _on_template_grid(defaced: Defaced, model: Model) -> NetworkInput:
     meeting = None
     if model.tissue is not None:
         meeting = _meeting(defaced, scan, inside, seen > 0.99, scale, to_native, part)
-    return NetworkInput(scan, inside, to_native, scale, meeting, background)
+    return NetworkInput(scan, inside, to_native, scale, meeting, background, _texture_near_face(defaced))
+
+
+def _texture_near_face(defaced: Defaced) -> float:
+    """The fine texture of the kept tissue within `NEAR_MM` of the face region."""
+    reach = [round(NEAR_MM / mm) for mm in defaced.view.spacing]
+    box = tuple(
+        slice(max(0, span.start - far), span.stop + far)
+        for span, far in zip(bounding_box(defaced.face_region), reach, strict=True)
+    )
+    values, region = defaced.values[box], defaced.face_region[box]
+    return fine_texture(values, (values > defaced.skin) & ~region, defaced.view.spacing)
 
 
 def _meeting(
