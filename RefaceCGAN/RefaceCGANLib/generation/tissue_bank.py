@@ -151,7 +151,7 @@ class TissueBank:
 
 
 def fine_texture(values: np.ndarray, tissue: np.ndarray, spacing: tuple[float, float, float]) -> float:
-    """What a Gaussian of `FINE_MM` takes away from tissue, as a part of its intensity; 0 where there is little tissue.
+    """What a Gaussian of `FINE_MM` takes away from tissue, as a part of its intensity; 0 for little tissue.
 
     values (A, S, L), 0: air.  tissue: bool, same shape; what is near its border does not count."""
     from scipy import ndimage
