@@ -478,7 +478,7 @@ def make_parser() -> argparse.ArgumentParser:
         "folder", type=Path, nargs="?", default=Path("demo-output"), metavar="OUTPUT_DIR",
         help="made where missing (default: demo-output)",
     )  # fmt: skip
-    demo.add_argument("--seed", type=_seed, default=3, metavar="N", help="draws another face (default: 3)")
+    demo.add_argument("--seed", type=_seed, default=1, metavar="N", help="draws another face (default: 1)")
     demo.set_defaults(
         candidates=1, dropout=None, defaced="no", force=False, identity=None, key_file=None, face_region=None
     )

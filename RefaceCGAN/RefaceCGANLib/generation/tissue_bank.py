@@ -117,6 +117,10 @@ class TissueBank:
         inward = np.maximum(distance + SKIN_DEPTH_MM, 0) / self.spacing
         at = np.stack(np.unravel_index(near, mosaic.shape)) - inward * outward
         tissue = ndimage.map_coordinates(mosaic, at, np.float32, 1)
+        if sigma_mm > SKIN_SIGMA_MM:  # contrast of the outermost layer would dent the surface
+            even = ndimage.gaussian_filter(mosaic, np.sqrt(sigma_mm**2 - SKIN_SIGMA_MM**2) / self.spacing)
+            outer = special.ndtr((distance + SKIN_DEPTH_MM) / SKIN_EDGE_MM)
+            tissue += outer * (ndimage.map_coordinates(even, at, np.float32, 1) - tissue)
         result = np.where(allowed, mosaic, np.float32(0))
         result.ravel()[near] = tissue * special.ndtr(-distance / SKIN_EDGE_MM)
         return np.asarray(result, np.float32)
