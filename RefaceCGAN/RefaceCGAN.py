@@ -46,7 +46,7 @@ SAMPLES = {
     "RefaceCGANSharpHead": (
         "sharp_head.nii.gz",
         "SharpHead",
-        "cdf5123cf3b988ad11aa2ca0954c1e6c2eed2399565a96ebe730fef65599cd0f",
+        "cb8d67b2248debd311ef056259d0a4b7cfd026904bddb41c047f23e01206d349",
     ),
 }
 """By the name of a sample: its file, the name of its node, and the file's SHA-256."""

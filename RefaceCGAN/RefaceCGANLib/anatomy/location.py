@@ -214,20 +214,21 @@ def locate(
     sure = ndimage.binary_erosion(second_small, border_value=1)  # its grid is coarse
     second_native = resample_axes(sure, (SPACING,) * 3, view.spacing, native) > 0.5
     template_index = np.linalg.inv(template.affine) @ to_template
-    wanted = [_wanted(tissue, seen, here | average_brain | (second_brain > 0.5), template)]
-    # where the second network finds brain in what would be face by the first one alone
-    front = torch.from_numpy(template.face_region & template.window)
-    wanted.append((front & ~dilate(here | average_brain, BRAIN_MARGIN)).float())
+    first_alone = here | average_brain
+    wanted = [
+        _wanted(tissue, seen, brain, template) for brain in (first_alone | (second_brain > 0.5), first_alone)
+    ]
     if already:
         was_emptied = sample(torch.from_numpy(empty.astype(np.float32))[None], grid_to_small, shape)[0] > 0.5
+        front = torch.from_numpy(template.face_region & template.window)
         wanted.append((dilate(front, 10) & _before_hole(was_emptied, tissue, template)).float())
-    region, claimed, *holes = _carry(torch.stack(wanted), template_index, native)
+    region, of_first_alone, *holes = _carry(torch.stack(wanted), template_index, native)
     for hole in holes:
         region |= _closed(hole & constant, view)
     region |= _wrapped(everything, head, small_to_template, template, view, native)
     region &= ~brain_native
     voxel_ml = float(np.prod(view.spacing)) / 1000
-    disputed_ml = float(np.count_nonzero((region | claimed) & second_native & ~brain_native)) * voxel_ml
+    disputed_ml = float(np.count_nonzero(of_first_alone & second_native & ~brain_native)) * voxel_ml
     region &= ~second_native
     warnings = []
     if in_view < 0.9:

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 MARGIN_MM = 3.0
 """What stays around the skin, so that its blurred edge does; and empty voxels around the head."""
-LEVELS = 200
+LEVELS = 100
 """Grey values: noise needs no more, and each bit of noise makes the file larger."""
 BRIGHTEST = 99.95
 """Percentile of the head that gets the highest value; brighter voxels, which are vessels, are clipped."""
