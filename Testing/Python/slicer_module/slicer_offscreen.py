@@ -224,7 +224,8 @@ class LayoutManager:
 
 
 class SubjectHierarchy:
-    """Gives each new node an item, under that of the scene. As in the application, a node that is to be removed
+    """Gives each new node an item, under that of the scene, and takes it away with the node. As in the
+    application, a node that is to be removed
     must be in the scene, and a node that was removed takes its display nodes along."""
 
     def __init__(self, scene: Any) -> None:
@@ -247,6 +248,8 @@ class SubjectHierarchy:
     def _leaving(self, _scene: object, _event: str, node: Any) -> None:
         if node.GetScene() is None:
             self.errors.append(f"Failed to access subject hierarchy node ({node.GetName()})")
+        elif not self.scene.IsClosing() and (item := self.node.GetItemByDataNode(node)):
+            self.node.RemoveItem(item, False, False)
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _added(self, _scene: object, _event: str, node: Any) -> None:

@@ -60,7 +60,7 @@ def test_an_ear_is_moved_scaled_and_bent_onto_the_average() -> None:
 
 def test_the_average_ear_lies_in_the_mean_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ears, "DEFORMED", (None,))
-    monkeypatch.setattr(ears, "BEST", 1.0)
+    monkeypatch.setattr(ears, "BEST_EARS", 1.0)
     average = ears.average_ear([ear(-4.0), ear(0.0), ear(7.0)])
     assert middle(average) == pytest.approx(-19, abs=0.7)
     sizes = [int(((block > 0.5) & (X < -74)).sum()) for block in (average, ear())]
