@@ -297,13 +297,13 @@ class _Session:
     def anatomy_of(self, one: Series) -> Anatomy:
         """The anatomy that the series shows by itself, and where it lies in the template as the scan without its
         face shows it (`defacing`): this map leads to what is painted. Raises CheckError."""
-        from ..defacing import Defaced
+        from .. import pipeline
 
         if one.path not in self.own:
             volume, model = self.volume(one), self.refacer.model
             try:
                 found = self.refacer.locate(volume)
-                emptied = Defaced.of(volume, found, model.anatomy, model.template)
+                emptied = pipeline.deface(volume, found, model, aligned=model.native)
                 self.own[one.path] = replace(found, to_template=emptied.to_template)
             except RefaceError as error:
                 self.own[one.path] = error
