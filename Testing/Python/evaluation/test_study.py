@@ -229,11 +229,11 @@ def test_it_writes_tables_figures_and_a_page(folder: Path, stand: Stand, monkeyp
     names = {path.stem for path in (out / "tables").iterdir()}
     wanted = "2_exclusions 3_volume_differences 4_repeatability 5_identifiability 6_processing_time 7_dice realism"
     assert {f"table_{name}" for name in wanted.split()} <= names
-    markdowns = (out / "tables" / "table_2_exclusions.md").read_text().splitlines()
+    markdowns = (out / "tables" / "table_2_exclusions.md").read_text(encoding="utf-8").splitlines()
     assert markdowns[0].startswith("| tool | scans |") and markdowns[2].startswith("| copy | 3 |")
     drawn = {path.suffix for path in (out / "figures").iterdir()}
     assert drawn == {".png", ".pdf"}
-    page = (out / "index.html").read_text()
+    page = (out / "index.html").read_text(encoding="utf-8")
     slices = page.count('class="voxels"')
     assert page.count("data:image/png;base64,") == len(list((out / "figures").glob("*.png"))) + slices
     assert slices == 3 * 3  # the copies changed nothing
@@ -332,7 +332,7 @@ def test_a_scan_that_fails_is_listed_with_its_reason_and_the_rest_goes_on(folder
     assert outcome.warnings == ["Of 1 pairs of scan and tool a step failed; failures.csv says which and why."]
     _, row = csv.reader((folder / "out" / "failures.csv").open())
     assert row[:3] == ["bob", "twin", "output"] and "is not a NIfTI file" in row[3]
-    assert "is not a NIfTI file" in (folder / "out" / "index.html").read_text()
+    assert "is not a NIfTI file" in (folder / "out" / "index.html").read_text(encoding="utf-8")
     table = pd.read_csv(folder / "out" / "table.csv")
     assert set(values_of(table, "twin", "brain_voxels_changed")) == {"ann", "eve"}
     assert set(values_of(table, "copy", "brain_voxels_changed")) == set(PEOPLE)

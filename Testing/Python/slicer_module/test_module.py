@@ -184,7 +184,7 @@ def test_importing_the_module_loads_nothing_that_slicer_may_lack() -> None:
     own = {"RefaceCGANSlicer", "RefaceCGANLib", "slicer", "vtk", "qt", "ctk", "numpy"}
     folder = Path(module.__file__).parent
     for path in (folder / "RefaceCGAN.py", *folder.glob("RefaceCGANSlicer/*.py")):
-        for node in ast.parse(path.read_text()).body:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             assert {name.split(".")[0] for name in names} <= own | sys.stdlib_module_names, path.name
