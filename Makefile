@@ -1,4 +1,4 @@
-# make demo: sets everything up and refaces the shipped sample head.     make test: lint and the tests, within 10 minutes
+# make demo: sets everything up and refaces the shipped sample head.     make test: lint, types and the tests
 # make test-fast: the tests of the daily loop, within 2 minutes.         make test-slow: the sweeps that `test` leaves out
 # make coverage: as test, and prints what the tests did not run.         make wheel: builds the wheel and tries it out
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
