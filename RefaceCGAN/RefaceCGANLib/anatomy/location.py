@@ -2,9 +2,9 @@
 
 A small network, trained on scans of random pose, field of view and contrast, says for every voxel whether it
 is brain and roughly where it lies in the template. An affine map through these coordinates, then refined until
-brain and skull lie on those of the average head, carries the template's face region into the scan. So the
-region's inner surface is that of the average head and tells nothing about the person, but at the sides, where the
-region is no larger than the ears of both. (The paper takes AFNI's registration for this: two minutes.)
+brain and skull lie on those of the average head, carries the template's face region into the scan. The region
+follows the scan's own skin, goes down to the bone of the forehead, keeps away from the brain, and has the ears of
+the scan and of the average head. (The paper takes AFNI's registration for this: two minutes.)
 
 Masks are bool in ASL order (`AslView`), on the native grid unless said otherwise.
 """
@@ -118,7 +118,7 @@ slice that must be in the first, too."""
 class Anatomy:
     """What `locate` found. Masks are bool (A, S, L) on the native grid in ASL order.
 
-        brain_mask: the brain. face_region: what is emptied and generated. second_brain: the second opinion on the
+    brain_mask: the brain. face_region: what is emptied and generated. second_brain: the second opinion on the
     brain, eroded by 2 mm. to_template: (4, 4) ASL index -> template RAS mm. skin: intensity above air where
     tissue begins (real values). already_defaced: the scan came without a face, or with part of one. misfit_mm,
     in_view: how well the template fits, and how much of the average face the field of view holds (0..1).

@@ -27,6 +27,7 @@ from .runner import (
     STAGED,
     Progress,
     check_folders,
+    counted,
     locked,
     read_asked,
     remove_unfinished,
@@ -129,13 +130,6 @@ def _check_same(records: Records, done: Sequence[str], tasks: Sequence[Job]) -> 
 def _make(tasks: Sequence[Job], progress: Progress | None) -> list[Outcome]:
     """Do the sessions, in a process of its own, which can be ended at any time."""
     outcomes: list[Outcome] = []
-    count, said = sum(len(task.series) + len(task.also) for task in tasks), 0
-
-    def say(_: str, __: float) -> None:
-        nonlocal said
-        said += 1
-        if progress:
-            progress(min(said, count), count)
 
     def finished(task: Job, result: list[Outcome] | Stop | None, reason: str | None) -> None:
         if isinstance(result, Stop):
@@ -144,9 +138,7 @@ def _make(tasks: Sequence[Job], progress: Progress | None) -> list[Outcome]:
             raise CheckError(f"Nobody's face was changed, as {task.name} could not be finished: {reason}")
         outcomes.extend(result)
 
-    if progress:
-        progress(0, count)
-    process_pool.run(work, tasks, 1, say, finished, apart=True)
+    process_pool.run(work, tasks, 1, counted(tasks, progress), finished, apart=True)
     return outcomes
 
 

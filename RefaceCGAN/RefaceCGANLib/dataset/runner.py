@@ -226,16 +226,23 @@ def remove_unfinished(output: Path) -> None:
                     (Path(folder) / name).unlink()
 
 
+def counted(tasks: Sequence[Job], progress: Progress | None) -> Callable[[str, float], None]:
+    """Tell the listener that none of the files of some tasks is done, and return what says that one more is."""
+    count, done = sum(len(task.series) + len(task.also) for task in tasks), 0
+
+    def one_more(_: str, __: float) -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(min(done, count), count)
+
+    if progress:
+        progress(0, count)
+    return one_more
+
+
 def _work(tasks: Sequence[Job], settings: Settings, progress: Progress | None) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    count = sum(len(task.series) + len(task.also) for task in tasks)
-    said = 0
-
-    def say(_: str, __: float) -> None:
-        nonlocal said
-        said += 1
-        if progress:
-            progress(min(said, count), count)
 
     def finished(task: Job, result: list[Outcome] | Stop | None, reason: str | None) -> None:
         if isinstance(result, Stop):
@@ -250,15 +257,13 @@ def _work(tasks: Sequence[Job], settings: Settings, progress: Progress | None) -
         if not settings.dry:
             write_log(settings.output / QC / LOG, result)
 
-    if progress:
-        progress(0, count)
     if settings.dask:
-        _run_on_dask(settings.dask, tasks, say, finished)
+        _run_on_dask(settings.dask, tasks, counted(tasks, progress), finished)
     else:
         from ..evaluation.process_pool import run as run_processes
 
         workers = settings.jobs or possible_jobs(tasks)
-        run_processes(work, tasks, workers, say, finished)
+        run_processes(work, tasks, workers, counted(tasks, progress), finished)
     return outcomes
 
 

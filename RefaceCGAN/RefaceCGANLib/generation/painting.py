@@ -114,7 +114,8 @@ def paint(
     template = model.working_template
     field = template.field(coefficients, seen.meeting)
     voxel_mm = float(np.prod(defaced.view.spacing)) ** (1 / 3)
-    tissue = drawn_tissue(model.tissue, template, field, np.random.default_rng([seed, 2]), voxel_mm, seen.texture)
+    sharpness = seen.texture / float(model.card["tissue_texture"])
+    tissue = drawn_tissue(model.tissue, template, field, np.random.default_rng([seed, 2]), voxel_mm, sharpness)
     tissue = tissue.matched(seen.scan, seen.region)
     # the generator paints on its own grid; what is finer than that is the tissue's
     prior = seen.scan.clone()
@@ -133,11 +134,11 @@ def drawn_tissue(
     field: Tensor,
     rng: np.random.Generator,
     voxel_mm: float,
-    texture: float | None = None,
+    sharpness: float = 1.0,
 ) -> DrawnTissue:
     """A random mosaic in the shape of a field (3, A, S, L). template: on the working grid.
-    voxel_mm, texture: of the scan it is read for (`TissueBank.mosaic`)."""
-    return DrawnTissue(bank, bank.spline(bank.mosaic(rng, voxel_mm, texture)), field, template.affine)
+    voxel_mm, sharpness: as for `TissueBank.mosaic`."""
+    return DrawnTissue(bank, bank.spline(bank.mosaic(rng, voxel_mm, sharpness)), field, template.affine)
 
 
 def bounded(tissue: np.ndarray, changed: np.ndarray) -> np.ndarray:

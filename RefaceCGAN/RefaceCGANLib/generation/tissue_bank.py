@@ -25,9 +25,8 @@ PART_MM, SHARPNESS = 12.0, 6.0
 one donor is some 3 cm wide, and gives way to the next within some 5 mm."""
 FINE_MM = 1.25
 """Gaussian sigma; what it takes away from tissue is its fine texture."""
-READ_AGAIN, SHARPENED = 0.5, (-1.0, 1.5)
-"""Part of a mosaic's fine texture that is left once it is read on a scan's grid; and how many times, least and
-most, the fine texture is added before, so that the face gets that of the scan's kept tissue."""
+SHARPENED = (-1.0, 1.5)
+"""How many times, least and most, a mosaic's fine texture is added to it; -1 takes all of it away."""
 LEAST_TISSUE = 1000
 """Voxels of tissue from which on its texture is measured."""
 SKIN = 0.4
@@ -66,9 +65,9 @@ class TissueBank:
         """mm between voxels."""
         return float(np.linalg.norm(self.affine[:3, 0]))
 
-    def mosaic(self, rng: np.random.Generator, voxel_mm: float, texture: float | None = None) -> np.ndarray:
-        """Tissue of several donors for a scan with voxels of `voxel_mm`: float32 (A, S, L), 0 (air) to 2. texture:
-        `fine_texture` of the scan's kept tissue, which the mosaic gets; its own by default."""
+    def mosaic(self, rng: np.random.Generator, voxel_mm: float, sharpness: float = 1.0) -> np.ndarray:
+        """Tissue of several donors for a scan with voxels of `voxel_mm`: float32 (A, S, L), 0 (air) to 2.
+        sharpness: the factor by which its fine texture is raised or lowered, within `SHARPENED`."""
         from scipy import ndimage
 
         chosen = rng.choice(len(self.donors), min(DONORS, len(self.donors)), replace=False)
@@ -84,21 +83,12 @@ class TissueBank:
         for donor, weight in zip(chosen, weights, strict=True):
             mixed += _finer(weight, shape) * self.donors[donor]
         least, most = SHARPENED
-        wanted = 1.0 if texture is None else texture / (READ_AGAIN * self.texture)
-        sharpened = float(np.clip(wanted - 1, least, most))
+        sharpened = float(np.clip(sharpness - 1, least, most))
         mixed += sharpened * (mixed - ndimage.gaussian_filter(mixed, FINE_MM / self.spacing))
         # a surface is as smooth as its tissue, and a finer scan would show the steps of the donors' voxels
         coarser = max(0.0, 1 - (voxel_mm / DONOR_MM) ** 2) + max(0.0, 1 - (1 + sharpened) / (1 + most))
         return self._with_smooth_skin(
             mixed * np.float32(2 / 255), float(np.hypot(SKIN_SIGMA_MM, np.sqrt(2 * coarser)))
-        )
-
-    @cached_property
-    def texture(self) -> float:
-        """The fine texture of the donors, on average."""
-        donors = self.donors.astype(np.float32)
-        return float(
-            np.mean([fine_texture(donor, donor > 255 * SKIN / 2, (self.spacing,) * 3) for donor in donors])
         )
 
     def _with_smooth_skin(self, mosaic: np.ndarray, sigma_mm: float) -> np.ndarray:
